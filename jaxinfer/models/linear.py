@@ -1,0 +1,75 @@
+"""A linear map with weights stored `[out, in]`, and how such weights are laid out over shards.
+
+A `Leaf` describes one parameter before it exists: its shape, the letters of its axes, and which rows of which canonical
+tensors make it up. The same description gives random parameters, loading, saving and shardings.
+"""
+
+from dataclasses import dataclass
+
+import jax
+from flax import struct
+
+from jaxinfer import quantize
+
+
+@struct.dataclass
+class Linear:
+    """w [out, in] (array or QTensor); b [out] or None."""
+
+    w: quantize.Weight
+    b: jax.Array | None = None
+
+
+def linear(x: jax.Array, p: Linear) -> jax.Array:
+    """x [T, in] -> [T, out]."""
+    y = quantize.einsum(x, p.w)
+    return y if p.b is None else y + p.b.astype(y.dtype)[None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows start .. stop of the canonical tensor `name`; name None: zeros (padding)."""
+
+    name: str | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter: its shape, the letters of its axes, and the pieces that follow each other along axis 0.
+
+    quantizable: whether a quantization method may replace it.
+    """
+
+    shape: tuple[int, ...]
+    letters: str
+    pieces: tuple[Piece, ...]
+    quantizable: bool = False
+
+    def __post_init__(self):
+        rows = sum(piece.stop - piece.start for piece in self.pieces)
+        assert rows == self.shape[0], (rows, self)
+
+
+def whole(name: str, shape: tuple[int, ...], letters: str, quantizable: bool = False) -> Leaf:
+    """A parameter that is one canonical tensor."""
+    return Leaf(shape, letters, (Piece(name, 0, shape[0]),), quantizable)
+
+
+def fused(parts: list[tuple[str, list[tuple[int, int]]]], columns: int | None, letters: str) -> Leaf:
+    """Several tensors fused per shard: shard m holds rows parts[0][1][m] of the first, then those of the second, ...
+
+    Each part is (canonical name, [(start, stop) of shard 0, of shard 1, ...]); columns None: a vector.
+    """
+    shards = len(parts[0][1])
+    pieces = tuple(Piece(name, *ranges[m]) for m in range(shards) for name, ranges in parts)
+    rows = sum(piece.stop - piece.start for piece in pieces)
+    shape = (rows,) if columns is None else (rows, columns)
+    return Leaf(shape, letters, pieces, quantizable=columns is not None)
+
+
+def split(size: int, shards: int) -> list[tuple[int, int]]:
+    """The equal consecutive ranges of `size` rows."""
+    step = size // shards
+    return [(m * step, (m + 1) * step) for m in range(shards)]

@@ -1,0 +1,79 @@
+"""Which mesh axis each letter of a shape lies on: the only place that names mesh axes.
+
+A shape is written with the project's letters ("BTD"), so a shape names its own sharding.
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "model")
+RULES = {
+    "B": "data",  # batch, and cache pages that belong to it
+    "N": "model",  # query heads
+    "K": "model",  # key-value heads
+    "F": "model",  # feed-forward
+    "V": "model",  # vocabulary
+}
+
+
+def spec(letters: str) -> PartitionSpec:
+    """"VD" -> PartitionSpec("model", None); letters without a rule, and ".", are not split."""
+    return PartitionSpec(*(RULES.get(letter) for letter in letters))
+
+
+def make_mesh(axes: str | dict[str, int], devices=None) -> Mesh:
+    """"data=2,model=4" (or the same as a dict) -> a mesh with exactly the axes of AXES; a missing axis has size 1."""
+    if isinstance(axes, str):
+        axes = _parse(axes)
+    unknown = set(axes) - set(AXES)
+    if unknown:
+        raise ValueError(f"mesh axes need to be among {', '.join(AXES)}, got {', '.join(sorted(unknown))}")
+    shape = tuple(axes.get(name, 1) for name in AXES)
+    devices = list(jax.devices() if devices is None else devices)
+    needed = math.prod(shape)
+    if needed > len(devices):
+        wanted = ",".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
+        raise ValueError(
+            f"mesh {wanted} needs {needed} devices, got {len(devices)}; use a smaller mesh, or on CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
+        )
+    grid = np.asarray(devices[:needed]).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _parse(text: str) -> dict[str, int]:
+    axes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if not size.isdecimal() or int(size) == 0 or name.strip() in axes:
+            raise ValueError(f"a mesh is written like data=2,model=4 with each axis once, got {text!r}")
+        axes[name.strip()] = int(size)
+    return axes
+
+
+def model_shards(mesh: Mesh | None) -> int:
+    """Into how many parts tensor parallelism cuts a layer."""
+    return 1 if mesh is None else mesh.shape["model"]
+
+
+def data_shards(mesh: Mesh | None) -> int:
+    """How many parts of the batch run side by side."""
+    return 1 if mesh is None else mesh.shape["data"]
+
+
+def place(letters: str, mesh: Mesh | None):
+    """The NamedSharding of an array written `letters`; without a mesh, the default device."""
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return NamedSharding(mesh, spec(letters))
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """Pin a traced activation to its letters' axes, where a mesh is in force (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(letters))
