@@ -6,10 +6,18 @@ and its log-probability). It knows nothing of models, caches or stop strings.
 """
 
 from jaxinfer.sampler.draw import Sampled, position_keys, process, sample
-from jaxinfer.sampler.history import History, empty_history, start_history, update
+from jaxinfer.sampler.history import (
+    RECENT,
+    History,
+    empty_history,
+    see_prompt,
+    start_history,
+    update,
+)
 from jaxinfer.sampler.settings import (
     MAX_EOS_IDS,
     Sampling,
+    greedy,
     needs_history,
     pack,
     request_key,
@@ -19,16 +27,19 @@ from jaxinfer.sampler.settings import (
 
 __all__ = [
     "MAX_EOS_IDS",
+    "RECENT",
     "History",
     "Sampled",
     "Sampling",
     "empty_history",
+    "greedy",
     "needs_history",
     "pack",
     "position_keys",
     "process",
     "request_key",
     "sample",
+    "see_prompt",
     "set_rows",
     "start_history",
     "stops",

@@ -71,6 +71,15 @@ def start_history(
     )
 
 
+def see_prompt(
+    history: History, rows: jax.Array, tokens: jax.Array, valid: jax.Array
+) -> History:
+    """The history after prompt `tokens` [T] int32 of `rows` [T] int32, where `valid` [T] bool."""
+    V = history.prompt_seen.shape[1]
+    seen = history.prompt_seen.at[rows, jnp.where(valid, tokens, V)].set(True, mode="drop")
+    return history.replace(prompt_seen=seen)
+
+
 def update(history: History, tokens: jax.Array, active: jax.Array) -> History:
     """The history after rows with `active` [B] bool have generated `tokens` [B] int32."""
     B = tokens.shape[0]

@@ -142,6 +142,11 @@ def pack(
     )
 
 
+def greedy(batch: int) -> Sampling:
+    """Rows that take the likeliest token and never stop by themselves."""
+    return pack([SamplingParams(temperature=0.0, seed=0)] * batch, vocab_size=1)
+
+
 def request_key(seed: int, index: int = 0) -> np.ndarray:
     """[2] uint32 threefry key data of completion `index` of a request with `seed` (0 .. 2**64 - 1).
 
