@@ -51,16 +51,21 @@ def rectangle(
 
 
 def pack(
-    tokens: jax.Array, counts: jax.Array, before: jax.Array, slots: jax.Array, *, reach: jax.Array, max_count: int,
-    span: int | None = None,
+    tokens: jax.Array, counts: jax.Array, before: jax.Array, slots: jax.Array, live: jax.Array, *, reach: jax.Array,
+    max_count: int, span: int | None = None,
 ) -> Ragged:  # fmt: skip
-    """tokens [T]: row b's counts[b] new tokens follow those of row b - 1; what is left at the end is padding."""
+    """tokens [T]: row b's counts[b] new tokens follow those of row b - 1; what is left at the end is padding.
+
+    live [B] bool: a row that is not keeps its place in T, but its tokens are padding.
+    """
     (T,) = tokens.shape
     ends = jnp.cumsum(counts)
     index = jnp.arange(T, dtype=jnp.int32)
     rows = jnp.minimum(jnp.searchsorted(ends, index, side="right"), counts.shape[0] - 1).astype(jnp.int32)
     starts = (ends - counts).astype(jnp.int32)
-    positions = jnp.where(index < ends[-1], before[rows] + index - starts[rows], -1)
+    real = (index < ends[-1]) & live[rows]
+    positions = jnp.where(real, before[rows] + index - starts[rows], -1)
+    counts = jnp.where(live, counts, 0)
     return Ragged(
         tokens=tokens,
         positions=positions,

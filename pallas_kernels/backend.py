@@ -5,7 +5,8 @@ import jax
 
 def platform() -> str:
     """"cpu", "gpu" or "tpu": that of the mesh in force (also an ahead-of-time topology), else jax's default."""
-    mesh = jax.sharding.get_mesh()
-    if not mesh.empty:
-        return {"cuda": "gpu", "rocm": "gpu"}.get(mesh.devices.flat[0].platform, mesh.devices.flat[0].platform)
-    return jax.default_backend()
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu"

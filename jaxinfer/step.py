@@ -1,0 +1,247 @@
+"""The programs of the serving path: the only jit, with donation, static buckets and ahead-of-time compiles.
+
+What a sequence is doing lives on the device in `State`; a step takes the parameters, the state (donated) and a small
+feed. Two programs do all the work: `advance` runs one ragged step (prompt chunks, decodes, or both), `decode_loop`
+several decode steps without the host. Both stop a row by themselves at a stop id or its limit.
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxinfer import ragged, sampler
+from jaxinfer.cache import Cache
+from jaxinfer.config import ModelConfig
+from jaxinfer.generate import decode
+from jaxinfer.models import decoder
+
+
+@struct.dataclass
+class State:
+    """Per slot [B]: tokens, the latest token, not yet in the cache; remaining, how many it may still get; active,
+    whether it decodes. history may be None where no request needs it."""
+
+    cache: Cache
+    tokens: jax.Array
+    remaining: jax.Array
+    active: jax.Array
+    sampling: sampler.Sampling
+    history: sampler.History
+
+
+@struct.dataclass
+class Feed:
+    """One ragged step. tokens [T]: -1 stands for the slot's latest token. Per row [R]: slots (>= B: unused row),
+    counts, reach; fresh: the slot starts from nothing; final: a token is sampled; decodes: only if still active."""
+
+    tokens: jax.Array
+    slots: jax.Array
+    counts: jax.Array
+    reach: jax.Array
+    fresh: jax.Array
+    final: jax.Array
+    decodes: jax.Array
+
+
+@struct.dataclass
+class Entry:
+    """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, the last tokens of their
+    prompts (`History.recent`), and page tables per group."""
+
+    slots: jax.Array
+    remaining: jax.Array
+    sampling: sampler.Sampling
+    recent: jax.Array
+    tables: tuple[jax.Array | None, ...]
+
+
+@struct.dataclass
+class Output:
+    """tokens, logprobs [rows, n]: -1 where none was sampled; top_ids, top_logprobs [rows, n, top_n]. Only tokens where
+    top_n was None."""
+
+    tokens: jax.Array
+    logprobs: jax.Array | None = None
+    top_ids: jax.Array | None = None
+    top_logprobs: jax.Array | None = None
+
+
+def new_state(cache: Cache, vocab_size: int) -> State:
+    """Every slot empty."""
+    B = cache.lengths.shape[0]
+    return State(
+        cache=cache,
+        tokens=jnp.zeros((B,), jnp.int32),
+        remaining=jnp.zeros((B,), jnp.int32),
+        active=jnp.zeros((B,), bool),
+        sampling=jax.tree.map(jnp.asarray, sampler.greedy(B)),
+        history=sampler.empty_history(B, vocab_size),
+    )
+
+
+def admit(state: State, entry: Entry) -> State:
+    """Write requests into their slots, forgetting whoever was there."""
+    slots = entry.slots
+    (A,) = slots.shape
+    blank = sampler.empty_history(A, state.history.counts.shape[1]).replace(recent=entry.recent)
+    return state.replace(
+        cache=state.cache.replace(
+            tables=sampler.set_rows(state.cache.tables, slots, entry.tables),
+            lengths=sampler.set_rows(state.cache.lengths, slots, jnp.zeros_like(slots)),
+        ),
+        remaining=sampler.set_rows(state.remaining, slots, entry.remaining),
+        active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)),
+        sampling=sampler.set_rows(state.sampling, slots, entry.sampling),
+        history=sampler.set_rows(state.history, slots, blank),
+    )
+
+
+def halt(state: State, slots: jax.Array) -> State:
+    """Stop slots [A] from decoding."""
+    return state.replace(active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)))
+
+
+def advance(
+    params: decoder.Params, config: ModelConfig, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None
+) -> tuple[State, Output]:
+    """One ragged step."""
+    B = state.tokens.shape[0]
+    at = jnp.minimum(feed.slots, B - 1)
+    live = (feed.slots < B) & (~feed.decodes | state.active[at])
+    before = jnp.where(feed.fresh, 0, state.cache.lengths[at])
+    batch = ragged.pack(
+        feed.tokens, feed.counts, before, feed.slots, live, reach=feed.reach, max_count=max_count, span=span
+    )
+    tokens = jnp.where(batch.tokens < 0, state.tokens[at][batch.rows], batch.tokens)
+    batch = batch.replace(tokens=tokens, slots=jnp.where(live, feed.slots, B))
+    hidden, cache = decoder.forward(params, config, batch, state.cache)
+    reads = (batch.positions >= 0) & ~feed.decodes[batch.rows]
+    history = sampler.see_prompt(state.history, at[batch.rows], tokens, reads)
+    found = decoder.unembed(params, config, ragged.last_tokens(hidden, batch))
+    samples = live & feed.final
+    mine = State(
+        cache=cache.replace(lengths=batch.lengths), tokens=state.tokens[at], remaining=state.remaining[at],
+        active=samples, sampling=_rows(state.sampling, at), history=_rows(history, at),
+    )  # fmt: skip
+    mine, output = _sample(mine, found, top_n)
+    slots = jnp.where(samples, feed.slots, B)
+    state = state.replace(
+        cache=cache,
+        tokens=sampler.set_rows(state.tokens, slots, mine.tokens),
+        remaining=sampler.set_rows(state.remaining, slots, mine.remaining),
+        active=sampler.set_rows(state.active, slots, mine.active),
+        history=sampler.set_rows(history, slots, mine.history),
+    )
+    return state, jax.tree.map(lambda x: x[:, None], output)
+
+
+def _rows(tree, at):
+    return jax.tree.map(lambda x: x[at], tree)
+
+
+def decode_loop(
+    params: decoder.Params, config: ModelConfig, state: State, decodes: jax.Array, steps: jax.Array,
+    *, max_steps: int, span: int, top_n: int | None,
+) -> tuple[State, Output]:  # fmt: skip
+    """Up to `steps` (int32, <= max_steps) decode steps of the slots marked in decodes [B]; ends early when all stop."""
+    B = state.tokens.shape[0]
+    output = Output(tokens=jnp.full((B, max_steps), -1, jnp.int32))
+    if top_n is not None:
+        output = output.replace(
+            logprobs=jnp.zeros((B, max_steps), jnp.float32),
+            top_ids=jnp.zeros((B, max_steps, top_n), jnp.int32),
+            top_logprobs=jnp.zeros((B, max_steps, top_n), jnp.float32),
+        )
+    waiting = state.active & ~decodes
+
+    def body(carry):
+        i, state, output = carry
+        found, cache = decode(params, config, state.tokens, state.cache, state.active, span=span)
+        state, drawn = _sample(state.replace(cache=cache), found, top_n)
+        return i + 1, state, jax.tree.map(lambda whole, new: whole.at[:, i].set(new), output, drawn)
+
+    def more(carry):
+        return (carry[0] < steps) & carry[1].active.any()
+
+    start = state.replace(active=state.active & decodes)
+    _, state, output = jax.lax.while_loop(more, body, (jnp.int32(0), start, output))
+    return state.replace(active=state.active | waiting), output
+
+
+def _sample(state: State, logits: jax.Array, top_n: int | None) -> tuple[State, Output]:
+    """Draw a token for every active row (cache.lengths: its position) and note what follows from it."""
+    drawn = sampler.sample(logits, state.sampling, state.history, state.cache.lengths, top_n=top_n)
+    taken = state.active
+    remaining = state.remaining - taken.astype(jnp.int32)
+    output = Output(
+        tokens=jnp.where(taken, drawn.token, -1),
+        logprobs=drawn.logprob,
+        top_ids=drawn.top_ids,
+        top_logprobs=drawn.top_logprobs,
+    )
+    state = state.replace(
+        tokens=jnp.where(taken, drawn.token, state.tokens),
+        remaining=remaining,
+        active=taken & (remaining > 0) & ~sampler.stops(state.sampling, drawn.token),
+        history=sampler.update(state.history, drawn.token, taken),
+    )
+    return state, output
+
+
+class Programs:
+    """The compiled programs of one model, one for each bucket of shapes; `compiled` counts them.
+
+    A program is compiled ahead of its first call and then called directly, so nothing retraces in service.
+    """
+
+    def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
+        self.params, self.config, self.mesh = params, config, mesh
+        self._programs: dict[Hashable, Callable] = {}
+
+    @property
+    def compiled(self) -> int:
+        return len(self._programs)
+
+    def admit(self, state: State, entry: Entry) -> State:
+        return self._run(admit, (), state, entry)
+
+    def halt(self, state: State, slots: jax.Array) -> State:
+        return self._run(halt, (), state, slots)
+
+    def advance(self, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None) -> tuple[State, Output]:
+        statics = (("max_count", max_count), ("span", span), ("top_n", top_n))
+        return self._run(advance, statics, state, feed)
+
+    def decode_loop(
+        self, state: State, decodes: jax.Array, steps: jax.Array, *, max_steps: int, span: int, top_n: int | None
+    ) -> tuple[State, Output]:
+        statics = (("max_steps", max_steps), ("span", span), ("top_n", top_n))
+        return self._run(decode_loop, statics, state, decodes, steps)
+
+    def _run(self, function, statics, state, *feed):
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(feed))
+        key = (function, statics, shapes)
+        model = (self.params,) if statics else ()
+        with jax.set_mesh(self.mesh) if self.mesh is not None else contextlib.nullcontext():
+            if key not in self._programs:
+                self._programs[key] = self._compile(function, dict(statics), model, state, feed)
+            return self._programs[key](*model, state, *feed)
+
+    def _compile(self, function, statics, model, state, feed):
+        config = self.config
+
+        def program(*args):
+            if model:
+                return function(args[0], config, *args[1:], **statics)
+            return function(*args)
+
+        program.__name__ = function.__name__
+        places = jax.tree.map(lambda x: x.sharding, state)
+        out = (places, None) if model else places
+        # the state keeps its placement from step to step; without a mesh everything is on one device anyway
+        options = {"out_shardings": out} if self.mesh is not None else {}
+        jitted = jax.jit(program, donate_argnums=(len(model),), **options)
+        return jitted.lower(*model, state, *feed).compile()
