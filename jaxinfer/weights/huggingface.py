@@ -1,0 +1,192 @@
+"""Checkpoints in the layout of Hugging Face transformers: `config.json`, safetensors files, tokenizer files.
+
+Everything is checked before the first array is made; then each parameter is read, converted, quantized and placed on its
+own, so that the host holds one parameter beside those already placed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer import sharding
+from jaxinfer.config import ModelConfig
+from jaxinfer.models import decoder, registry
+from jaxinfer.models.decoder import Params
+from jaxinfer.models.family import Family
+from jaxinfer.quantize import check_method
+from jaxinfer.weights import checkpoint, placement
+from jaxinfer.weights.hub import resolve
+from jaxinfer.weights.progress import Progress
+from jaxinfer.weights.safetensors_file import (
+    BLOCK,
+    FLOATS,
+    CheckpointError,
+    Entry,
+    read_json,
+    read_rows,
+)
+from pallas_kernels.backend import platform
+
+DTYPES = ("float32", "bfloat16", "float16")
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
+MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model read from `folder`."""
+
+    params: Params
+    config: ModelConfig
+    folder: Path
+
+
+def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
+    """config.json as parsed, its family, and what it describes; CheckpointError where it cannot be used."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder}: needs config.json, which is missing; give the folder of a whole checkpoint"
+        )
+    hf = read_json(path, "the model's description")
+    for key in LAYER_COUNTS:
+        if isinstance(hf.get(key), int) and hf[key] > MOST_LAYERS:
+            raise CheckpointError(
+                f"{path}: needs at most {MOST_LAYERS} layers, got {key}={hf[key]}"
+            )
+    try:
+        family = registry.family_of(hf)
+        return hf, family, family.read(hf)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_dtype(dtype) -> np.dtype | None:
+    """A dtype by name or as jnp has it -> numpy's; None stays. ValueError unless it is one of DTYPES."""
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype needs one of {', '.join(DTYPES)}, got {dtype!r}") from error
+    if found.name not in DTYPES:
+        raise ValueError(f"dtype needs one of {', '.join(DTYPES)}, got {found.name!r}")
+    return found
+
+
+def default_dtype(stored: str) -> np.dtype:
+    """float32 on CPU; elsewhere the checkpoint's own, with bfloat16 for 8-bit floats and float32 for float64."""
+    if platform() == "cpu" or stored == "F64":
+        return np.dtype(np.float32)
+    return FLOATS["BF16"] if stored.startswith("F8") else FLOATS[stored]
+
+
+def load(
+    path_or_hub_id: str | Path, *, dtype=None, mesh=None, quantize: str | None = None, show_progress: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:  # fmt: skip
+    """Read a checkpoint into `Params` that lie where `mesh` says (None: on the default device).
+
+    dtype: float32, bfloat16 or float16 by name or type (None: the checkpoint's; float32 on CPU). quantize: "int8" or
+    "w8a8" rounds matrices while they load. show_progress: a bar on stderr, where that is a terminal.
+    progress(bytes placed, bytes in all) is called after every parameter. CheckpointError: the checkpoint cannot be used.
+    """
+    return _load(
+        resolve(path_or_hub_id),
+        check_dtype(dtype),
+        mesh,
+        quantize,
+        Progress(show_progress, progress),
+    )
+
+
+def _load(folder: Path, dtype, mesh, method, progress: Progress) -> Loaded:
+    check_method(method)
+    _, family, config = read_config(folder)
+    layout = decoder.layout(config, sharding.model_shards(mesh))
+    tensors, head = checkpoint.match(folder, family, config)
+    dtype = default_dtype(checkpoint.dtype_of(tensors)) if dtype is None else dtype
+
+    def fill(name: str, start: int, stop: int, out: np.ndarray) -> None:
+        tensor = tensors[name]
+        read_rows(tensor.entry, tensor.first + start, tensor.first + stop, out, tensor.transposed)
+
+    def build(leaf):
+        try:
+            value = placement.place(leaf, fill, dtype, mesh, method)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: cannot read it: {error.strerror}; fetch it again"
+            ) from error
+        except placement.RoundingError as error:
+            raise CheckpointError(f"{folder}: tensor {leaf.pieces[0].name}: {error}") from error
+        progress.advance(math.prod(leaf.shape) * dtype.itemsize)
+        return value
+
+    if head is not None:
+        _check_tied(folder, tensors["embed"].entry, head)
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(layout, is_leaf=decoder.is_leaf))
+    with progress.over(total * dtype.itemsize):
+        params = jax.tree.map(build, layout, is_leaf=decoder.is_leaf)
+    return Loaded(params, config, folder)
+
+
+def _check_tied(folder: Path, embed: Entry, head: Entry) -> None:
+    step = max(1, BLOCK // (4 * embed.shape[1]))
+    for start in range(0, embed.shape[0], step):
+        stop = min(start + step, embed.shape[0])
+        blocks = []
+        for entry in (embed, head):
+            blocks.append(np.empty((stop - start, embed.shape[1]), np.float32))
+            read_rows(entry, start, stop, blocks[-1])
+        if not np.array_equal(*blocks, equal_nan=True):
+            raise CheckpointError(
+                f"{folder}: config.json ties the output head to the embedding, but the files hold a different head; set "
+                "tie_word_embeddings to false in config.json if the head is meant"
+            )
+
+
+def describe(folder: Path, *, dtype=None, cache_dtype=None) -> dict:
+    """What a checkpoint is, as plain numbers, from config.json and the files' headers alone.
+
+    parameters counts a tied head once. kv_bytes_per_token is what one position costs in all layers, in `cache_dtype`
+    (None: the dtype it would load in); kv_windowed_bytes_per_token is the part of layers that keep only a window.
+    """
+    hf, family, config = read_config(folder)
+    tensors, _ = checkpoint.match(folder, family, config)
+    stored = {}
+    for entry in {tensor.entry for tensor in tensors.values()}:
+        stored[entry.dtype] = stored.get(entry.dtype, 0) + entry.size
+    parameters = sum(math.prod(shape) for shape in decoder.canonical_shapes(config).values())
+    used = check_dtype(dtype) or default_dtype(checkpoint.dtype_of(tensors))
+    cache = check_dtype(cache_dtype) or used
+    paths = sorted({tensor.entry.path for tensor in tensors.values()})
+    per_layer = 2 * config.num_kv_heads * config.head_dim * cache.itemsize
+    return {
+        "family": family.name,
+        "architecture": hf["architectures"][0],
+        "parameters": parameters,
+        "bytes": parameters * used.itemsize,
+        "dtype": used.name,
+        "stored_bytes": dict(sorted(stored.items())),
+        "kv_bytes_per_token": per_layer * len(config.layers),
+        "kv_windowed_bytes_per_token": per_layer
+        * sum(layer.window is not None for layer in config.layers),
+        "kv_dtype": cache.name,
+        "layers": len(config.layers),
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "windows": sorted({layer.window for layer in config.layers if layer.window is not None}),
+        "context": config.max_position,
+        "vocabulary": config.vocab_size,
+        "tied": config.tied,
+        "files": {path.name: path.stat().st_size for path in paths},
+    }
