@@ -6,7 +6,7 @@ from flax import struct
 
 from jaxinfer import cache as kv
 from jaxinfer.config import LayerConfig, ModelConfig
-from jaxinfer.models.linear import Leaf, Linear, fused, linear, split, whole
+from jaxinfer.models.linear import Linear, fused, linear, split, whole
 from jaxinfer.models.norm import Norm, rms
 from jaxinfer.models.rope import rotate, table
 from jaxinfer.ragged import Ragged

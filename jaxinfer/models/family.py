@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jaxinfer.config import ModelConfig, Rope
+from jaxinfer.config import ModelConfig
 
 
 @dataclass(frozen=True)

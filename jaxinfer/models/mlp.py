@@ -1,7 +1,6 @@
 """The dense feed-forward half of a layer: gated (SwiGLU, GeGLU; Shazeer 2020) or plain."""
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer.config import ModelConfig
