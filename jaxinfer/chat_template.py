@@ -26,7 +26,7 @@ from jinja2.sandbox import SecurityError
 
 MAX_TEMPLATE_CHARS = 2**20
 MAX_CHAT_CHARS = 2**25  # of the rendered chat, and of each string made on the way
-MAX_TEMPLATE_STEPS = 2**21  # loop iterations and calls of one rendering
+MAX_TEMPLATE_STEPS = 2**19  # loop iterations and calls of one rendering
 
 MAX_WIDTH = 1000  # of padding, indentation, a batch
 
