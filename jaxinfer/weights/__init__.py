@@ -1,6 +1,39 @@
 """Weights on disk: found, checked, and read slice by slice into their final place."""
 
-from jaxinfer.weights.huggingface import Loaded, describe, load, read_config
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxinfer.weights import huggingface, orbax
+from jaxinfer.weights.export import save
+from jaxinfer.weights.hub import resolve
+from jaxinfer.weights.huggingface import describe, read_config
+from jaxinfer.weights.loaded import Loaded
 from jaxinfer.weights.safetensors_file import CheckpointError
 
-__all__ = ["CheckpointError", "Loaded", "describe", "load", "read_config"]
+__all__ = ["CheckpointError", "Loaded", "describe", "load", "read_config", "resolve", "save"]
+
+
+def load(
+    path_or_hub_id: str | Path,
+    *,
+    dtype=None,
+    mesh=None,
+    quantize: str | None = None,
+    show_progress: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """A model from a Hugging Face checkpoint, or from an Orbax one where the folder holds jaxinfer.json.
+
+    Arguments as in `huggingface.load`; an Orbax restore reports no progress.
+    """
+    folder = resolve(path_or_hub_id)
+    if orbax.is_checkpoint(folder):
+        return orbax.restore(folder, dtype=dtype, mesh=mesh, quantize=quantize)
+    return huggingface.load(
+        folder,
+        dtype=dtype,
+        mesh=mesh,
+        quantize=quantize,
+        show_progress=show_progress,
+        progress=progress,
+    )

@@ -73,13 +73,14 @@ def _sharded(index: Path) -> dict[str, Entry]:
     ]
     if absent:
         raise CheckpointError(
-            f"{index}: {_some(absent)} named in weight_map but absent; fetch the checkpoint again"
+            f"{index}: {some(absent)} named in weight_map but absent; fetch the checkpoint again"
         )
     found = {name: entry for header in headers.values() for name, entry in header.items()}
     return found | {name: headers[file][name] for name, file in weight_map.items()}
 
 
-def _some(items) -> str:
+def some(items) -> str:
+    """The first few of many, in words."""
     items = list(items)
     more = f" and {len(items) - MOST_PROBLEMS} more" if len(items) > MOST_PROBLEMS else ""
     return ", ".join(items[:MOST_PROBLEMS]) + more
@@ -106,7 +107,7 @@ def match(
             problems.append(f"missing {source.name!r}")
             continue
         entry = found[source.name]
-        wanted = _file_shape(shapes[canonical], source)
+        wanted = file_shape(shapes[canonical], source)
         if entry.shape != wanted:
             problems.append(f"{source.name!r} needs shape {list(wanted)}, got {list(entry.shape)}")
         elif entry.dtype not in FLOATS:
@@ -131,12 +132,12 @@ def match(
         unique = list(dict.fromkeys(problems))
         raise CheckpointError(
             f"{folder}: the tensors need to be those of {family.name} as config.json describes it, got {len(unique)} "
-            f"differences: {_some(unique)}; use the config.json that belongs to these files"
+            f"differences: {some(unique)}; use the config.json that belongs to these files"
         )
     return tensors, head
 
 
-def _file_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
+def file_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
     rows = shape[0] if source.rows is None else source.rows
     whole = (rows, *shape[1:])
     return whole[::-1] if source.transposed else whole

@@ -6,44 +6,30 @@ own, so that the host holds one parameter beside those already placed.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder, registry
-from jaxinfer.models.decoder import Params
 from jaxinfer.models.family import Family
 from jaxinfer.quantize import check_method
 from jaxinfer.weights import checkpoint, placement
 from jaxinfer.weights.hub import resolve
+from jaxinfer.weights.loaded import Loaded, check_dtype, default_dtype
 from jaxinfer.weights.progress import Progress
 from jaxinfer.weights.safetensors_file import (
     BLOCK,
-    FLOATS,
     CheckpointError,
     Entry,
     read_json,
     read_rows,
 )
-from pallas_kernels.backend import platform
 
-DTYPES = ("float32", "bfloat16", "float16")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 MOST_LAYERS = 4096
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model read from `folder`."""
-
-    params: Params
-    config: ModelConfig
-    folder: Path
 
 
 def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
@@ -64,26 +50,6 @@ def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
         return hf, family, family.read(hf)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def check_dtype(dtype) -> np.dtype | None:
-    """A dtype by name or as jnp has it -> numpy's; None stays. ValueError unless it is one of DTYPES."""
-    if dtype is None:
-        return None
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError as error:
-        raise ValueError(f"dtype needs one of {', '.join(DTYPES)}, got {dtype!r}") from error
-    if found.name not in DTYPES:
-        raise ValueError(f"dtype needs one of {', '.join(DTYPES)}, got {found.name!r}")
-    return found
-
-
-def default_dtype(stored: str) -> np.dtype:
-    """float32 on CPU; elsewhere the checkpoint's own, with bfloat16 for 8-bit floats and float32 for float64."""
-    if platform() == "cpu" or stored == "F64":
-        return np.dtype(np.float32)
-    return FLOATS["BF16"] if stored.startswith("F8") else FLOATS[stored]
 
 
 def load(
