@@ -1,8 +1,9 @@
-"""Reading a Hugging Face `config.json`: typed settings, and the groups of them that many families share.
+"""Reading a Hugging Face `config.json`: typed settings, and groups of them that families share.
 
-Two layouts exist and both are read: the older one (rope_theta beside rope_scaling, whose kind is "type" or
-"rope_type") and that of transformers 5 (one rope_parameters). What a file leaves out is what transformers assumes: a
-family passes its defaults through `with_defaults`. It knows nothing of tensors.
+Two layouts exist and both are read: the older one (rope_theta beside rope_scaling, whose kind is
+"type" or "rope_type") and that of transformers 5 (one rope_parameters). What a file leaves out is
+what transformers assumes: a family passes its defaults through `with_defaults`. It knows nothing of
+tensors.
 """
 
 import math
@@ -49,6 +50,14 @@ def integer(hf: Mapping, key: str) -> int:
     return value
 
 
+def whole_number(hf: Mapping, key: str) -> int:
+    """hf[key], an integer that may be zero."""
+    value = require(hf, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"config.json needs {key} to be an integer from 0, got {value!r}")
+    return value
+
+
 def number(hf: Mapping, key: str) -> float:
     """hf[key], a positive finite number."""
     value = require(hf, key)
@@ -71,13 +80,13 @@ def optional(read: Callable, hf: Mapping, key: str):
 
 
 def only(hf: Mapping, key: str, *allowed) -> None:
-    """ValueError where hf holds `key` with a value that is not among those supported (null is one of them)."""
+    """ValueError where hf holds `key` with a value that is not `allowed`; null always is."""
     value = hf.get(key)
     if value is not None and value not in allowed:
         wanted = " or ".join(["absent", *map(repr, allowed)])
         raise ValueError(
-            f"config.json of a {hf.get('model_type', '?')!r} model needs {key} to be {wanted}, got {value!r}, "
-            "which is not supported"
+            f"config.json of a {hf.get('model_type', '?')!r} model needs {key} to be {wanted}, got "
+            f"{value!r}, which is not supported"
         )
 
 
@@ -99,8 +108,8 @@ def sizes(hf: Mapping) -> dict[str, Any]:
     if head_dim is None:
         if d_model % heads:
             raise ValueError(
-                f"config.json without head_dim needs hidden_size to be a multiple of num_attention_heads, got "
-                f"{d_model} and {heads}"
+                "config.json without head_dim needs hidden_size to be a multiple of "
+                f"num_attention_heads, got {d_model} and {heads}"
             )
         head_dim = d_model // heads
     return dict(
@@ -115,11 +124,25 @@ def sizes(hf: Mapping) -> dict[str, Any]:
     )
 
 
-def sliding(hf: Mapping, default: Callable[[int], bool]) -> list[bool]:
-    """Which layers see a window: as layer_types says, else default(layer index)."""
+def same_layers(
+    hf: Mapping, rope: Rope | None, window: int | None = None
+) -> tuple[LayerConfig, ...]:
+    """num_hidden_layers times one layer; ValueError where layer_types says otherwise."""
+    L = integer(hf, "num_hidden_layers")
+    only(hf, "layer_types", ["full_attention" if window is None else "sliding_attention"] * L)
+    return (LayerConfig(window=window, rope=rope),) * L
+
+
+def mixed_layers(
+    hf: Mapping, slides: Callable[[int], bool], ropes: Callable[[int, bool], Rope | None]
+) -> tuple[LayerConfig, ...]:
+    """The layers of a model of which some see a window: as layer_types says, else where slides(i).
+
+    ropes(i, whether layer i slides) -> its rotary embedding.
+    """
     L, types = integer(hf, "num_hidden_layers"), hf.get("layer_types")
     if types is None:
-        return [default(i) for i in range(L)]
+        types = ["sliding_attention" if slides(i) else "full_attention" for i in range(L)]
     if (
         not isinstance(types, (list, tuple))
         or len(types) != L
@@ -129,14 +152,12 @@ def sliding(hf: Mapping, default: Callable[[int], bool]) -> list[bool]:
             f"config.json needs layer_types to be a list of {L} (num_hidden_layers), each one of "
             f"{', '.join(LAYER_TYPES)}, got {types!r}"
         )
-    return [kind == "sliding_attention" for kind in types]
-
-
-def same_layers(
-    hf: Mapping, rope: Rope | None, window: int | None = None
-) -> tuple[LayerConfig, ...]:
-    """num_hidden_layers times the same layer."""
-    return (LayerConfig(window=window, rope=rope),) * integer(hf, "num_hidden_layers")
+    sliding = [kind == "sliding_attention" for kind in types]
+    window = integer(hf, "sliding_window") if any(sliding) else None
+    return tuple(
+        LayerConfig(window=window if slid else None, rope=ropes(i, slid))
+        for i, slid in enumerate(sliding)
+    )
 
 
 def rope(hf: Mapping, head_dim: int, *, partial: bool = False) -> Rope:
@@ -149,7 +170,7 @@ def rope(hf: Mapping, head_dim: int, *, partial: bool = False) -> Rope:
     }
     if not partial:
         only(parameters, "partial_rotary_factor", 1.0)
-    return rope_of(hf, parameters, head_dim)
+    return _rope_of(hf, parameters, head_dim)
 
 
 def rope_by_layer_type(
@@ -157,13 +178,15 @@ def rope_by_layer_type(
 ) -> dict[str, Rope]:
     """The rotary embedding of each layer type (Gemma 3).
 
-    thetas: per layer type, the older layout's key and the default of its base. In the older layout rope_scaling
-    concerns full attention alone.
+    thetas: per layer type, the older layout's key and the default of its base. In the older layout
+    rope_scaling concerns full attention alone.
     """
     nested = _mapping(hf.get("rope_parameters"), "rope_parameters")
-    only(
-        {"model_type": hf.get("model_type"), **nested}, "rope_theta"
-    )  # flat parameters would be ambiguous
+    if nested and not any(kind in nested for kind in thetas):
+        raise ValueError(
+            f"config.json of a {hf.get('model_type', '?')!r} model needs rope_parameters by layer "
+            f"type ({', '.join(thetas)}), got keys {', '.join(map(str, nested))}"
+        )
     found = {}
     for kind, (key, default) in thetas.items():
         scaling = hf.get("rope_scaling") if kind == "full_attention" else None
@@ -173,7 +196,7 @@ def rope_by_layer_type(
             **_mapping(scaling, "rope_scaling"),
         }
         only(parameters, "partial_rotary_factor", 1.0)
-        found[kind] = rope_of(hf, parameters, head_dim)
+        found[kind] = _rope_of(hf, parameters, head_dim)
     return found
 
 
@@ -185,16 +208,16 @@ def _mapping(value, name: str) -> Mapping:
     return value
 
 
-def rope_of(hf: Mapping, parameters: Mapping, head_dim: int) -> Rope:
-    """A `Rope` from one set of parameters in the layout of transformers 5; `hf` gives what lies outside it."""
+def _rope_of(hf: Mapping, parameters: Mapping, head_dim: int) -> Rope:
+    """A `Rope` from one set of parameters; `hf` gives the lengths, which lie outside it."""
     by_type = [key for key in parameters if key in LAYER_TYPES]
     if by_type:
         raise ValueError(
-            f"config.json of a {hf.get('model_type', '?')!r} model needs one rope for all layers, got "
-            f"rope_parameters by layer type ({', '.join(by_type)})"
+            f"config.json of a {hf.get('model_type', '?')!r} model needs one rope for all layers, "
+            f"got rope_parameters by layer type ({', '.join(by_type)})"
         )
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise ValueError(
             f"config.json needs rope_type to be one of {', '.join(SCALINGS)}, got {kind!r}"
         )
@@ -236,7 +259,7 @@ def rope_of(hf: Mapping, parameters: Mapping, head_dim: int) -> Rope:
 
 
 def _yarn(parameters: Mapping, ratio: float) -> dict[str, Any]:
-    """YaRN (Peng et al. 2023); the attention factor is theirs, or DeepSeek's quotient of two mscales."""
+    """YaRN (Peng et al. 2023); the attention factor is theirs, or a quotient of two mscales."""
     require(parameters, "factor")
     factor = optional(number, parameters, "factor") or ratio
     attention = optional(number, parameters, "attention_factor")

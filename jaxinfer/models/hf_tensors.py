@@ -34,7 +34,10 @@ def norm(ours: str, theirs: str, config: ModelConfig) -> dict[str, Source]:
 
 
 def decoder_tensors(config: ModelConfig, mlp: Mapping[str, str] = GATED_MLP) -> dict[str, Source]:
-    """Every canonical tensor of a decoder whose files follow Llama's names. mlp: the names of its feed-forward maps."""
+    """Every canonical tensor of a decoder whose files follow Llama's names.
+
+    mlp: the files' names of its feed-forward maps.
+    """
     found = {"embed": Source("model.embed_tokens.weight"), **norm("norm", "model.norm", config)}
     if not config.tied:
         found["unembed"] = Source("lm_head.weight")

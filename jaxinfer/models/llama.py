@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023; Dubey et al. 2024), and what shares their architecture (SmolLM2)."""
+"""Llama 2, 3, 3.1 and 3.2 (Touvron et al. 2023; Dubey et al. 2024), and what is built alike."""
 
 from collections.abc import Mapping
 

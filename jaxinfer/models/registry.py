@@ -3,9 +3,35 @@
 from collections.abc import Mapping
 
 from jaxinfer.models.family import Family
+from jaxinfer.models.gemma import GEMMA
+from jaxinfer.models.gemma2 import GEMMA2
+from jaxinfer.models.gemma3 import GEMMA3
+from jaxinfer.models.gpt2 import GPT2
+from jaxinfer.models.granite import GRANITE
 from jaxinfer.models.llama import LLAMA
+from jaxinfer.models.mistral import MISTRAL
+from jaxinfer.models.olmo2 import OLMO2
+from jaxinfer.models.phi3 import PHI3
+from jaxinfer.models.qwen2 import QWEN2
+from jaxinfer.models.qwen3 import QWEN3
+from jaxinfer.models.smollm3 import SMOLLM3
+from jaxinfer.models.starcoder2 import STARCODER2
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    SMOLLM3,
+    GRANITE,
+    STARCODER2,
+    GPT2,
+)
 
 
 def supported() -> str:
@@ -14,11 +40,15 @@ def supported() -> str:
 
 
 def family_of(hf: Mapping) -> Family:
-    """The family of a parsed config.json, by the first of its `architectures`; ValueError where there is none."""
+    """The family of a parsed config.json, by the first of its architectures.
+
+    ValueError where none is named or supported.
+    """
     names = hf.get("architectures")
     if not isinstance(names, (list, tuple)) or not names or not isinstance(names[0], str):
         raise ValueError(
-            f"config.json needs architectures, a list that names one of {supported()}; got {names!r}"
+            f"config.json needs architectures, a list that names one of {supported()}; "
+            f"got {names!r}"
         )
     for family in FAMILIES:
         if names[0] in family.architectures:
