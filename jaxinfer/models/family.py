@@ -24,7 +24,8 @@ class Source:
 class Family:
     """architectures: the names in `config.json`. read: the parsed file -> ModelConfig. tensors: canonical -> Source.
 
-    ignored: file tensors that may be present and are not parameters (suffixes).
+    ignored: file tensors that may be present and are not parameters (suffixes). foreign: those of other modalities
+    than text, which are not read (prefixes).
     """
 
     name: str
@@ -32,6 +33,11 @@ class Family:
     read: Callable[[Mapping], ModelConfig]
     tensors: Callable[[ModelConfig], dict[str, Source]]
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    foreign: tuple[str, ...] = ()
+
+    def ignores(self, name: str) -> bool:
+        """Whether a file tensor that is no parameter may be there."""
+        return name.endswith(self.ignored) or (bool(self.foreign) and name.startswith(self.foreign))
 
 
 def require(hf: Mapping, key: str):
