@@ -22,7 +22,7 @@ def load(
     show_progress: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
-    """A model from a Hugging Face checkpoint, or from an Orbax one where the folder holds jaxinfer.json.
+    """A model from a Hugging Face checkpoint, or an Orbax one where there is jaxinfer.json.
 
     Arguments as in `huggingface.load`; an Orbax restore reports no progress.
     """

@@ -1,8 +1,10 @@
-"""The tensors of a checkpoint folder, checked against what a family expects. No tensor is read here."""
+"""The tensors of a checkpoint folder, checked against what a family expects; none is read here."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder
@@ -34,14 +36,15 @@ def entries(folder: Path) -> dict[str, Entry]:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{folder}: needs {SINGLE} or {INDEX}, got {', '.join(pickles[:3])}: such files are pickles, which can run "
-            "code while they load, and are never opened; convert them, for example with transformers' "
-            "save_pretrained(folder, safe_serialization=True)"
+            f"{folder}: needs {SINGLE} or {INDEX}, got {', '.join(pickles[:3])}: such files are "
+            "pickles, which can run code while they load, and are never opened; convert them, for "
+            "example with transformers' save_pretrained(folder, safe_serialization=True)"
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     got = ", ".join(others[:3]) if others else "no *.safetensors files"
     raise CheckpointError(
-        f"{folder}: needs {SINGLE}, or {INDEX} with its shards, got {got}; fetch the whole checkpoint"
+        f"{folder}: needs {SINGLE}, or {INDEX} with its shards, got {got}; fetch the whole "
+        "checkpoint"
     )
 
 
@@ -54,14 +57,15 @@ def _sharded(index: Path) -> dict[str, Entry]:
     weight_map = read_json(index, "the index of the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"{index}: needs weight_map, from tensor names to file names, got {str(weight_map)[:80]}"
+            f"{index}: needs weight_map, from tensor names to file names, got "
+            f"{str(weight_map)[:80]}"
         )
     headers = {}
     for file in dict.fromkeys(str(name) for name in weight_map.values()):
         if "/" in file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index}: weight_map needs plain names of .safetensors files beside it, got {file[:80]!r}; "
-                "do not use this checkpoint unless you trust its source"
+                f"{index}: weight_map needs plain names of .safetensors files beside it, got "
+                f"{file[:80]!r}; do not use this checkpoint unless you trust its source"
             )
         if not (index.parent / file).is_file():
             raise CheckpointError(
@@ -131,8 +135,9 @@ def match(
     if problems:
         unique = list(dict.fromkeys(problems))
         raise CheckpointError(
-            f"{folder}: the tensors need to be those of {family.name} as config.json describes it, got {len(unique)} "
-            f"differences: {some(unique)}; use the config.json that belongs to these files"
+            f"{folder}: the tensors need to be those of {family.name} as config.json describes it, "
+            f"got {len(unique)} differences: {some(unique)}; use the config.json that belongs to "
+            "these files"
         )
     return tensors, head
 
@@ -144,7 +149,7 @@ def file_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
 
 
 def _prefixed(found: dict[str, Entry], wanted: set[str]) -> dict[str, Entry]:
-    """The files' tensors, with a base model's prefix added or removed where all names differ by it (GPT-2 on the hub)."""
+    """The files' tensors, with the base model's prefix added or removed if only that differs."""
     for base in BASES:
         inside = any(name.startswith(base) for name in found)
         expected = any(name.startswith(base) for name in wanted)
@@ -158,9 +163,9 @@ def _prefixed(found: dict[str, Entry], wanted: set[str]) -> dict[str, Entry]:
     return found
 
 
-def dtype_of(tensors: dict[str, Tensor]) -> str:
-    """The dtype name that holds most bytes."""
+def dtype_of(tensors: dict[str, Tensor]) -> np.dtype:
+    """The dtype that holds most bytes."""
     sizes = Counter()
     for tensor in {tensor.entry: tensor for tensor in tensors.values()}.values():
         sizes[tensor.entry.dtype] += tensor.entry.size
-    return sizes.most_common(1)[0][0]
+    return FLOATS[sizes.most_common(1)[0][0]]

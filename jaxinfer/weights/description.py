@@ -1,4 +1,4 @@
-"""Frozen configuration dataclasses to JSON and back, checked field by field: nothing unknown, nothing of a wrong type."""
+"""Frozen configuration dataclasses to JSON and back, every field checked."""
 
 import dataclasses
 import types

@@ -29,20 +29,23 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer_from: str | Path | None = None,
 ) -> None:
-    """Write a folder that transformers (and `load`) can read: safetensors files, config.json, tokenizer files.
+    """Write a folder that transformers (and `load`) can read: safetensors files, config.json,
+    tokenizer files.
 
-    hf_config: the content of config.json; it must describe `config`. The weights go to one file, or to several of at
-    most max_shard_bytes (a larger tensor has its own). One tensor at a time is held on the host. ValueError: quantized
-    parameters, or an hf_config of another model.
+    hf_config: the content of config.json; it must describe `config`. The weights go to one file, or
+    to several of at most max_shard_bytes (a larger tensor has its own). One tensor at a time is
+    held on the host. ValueError: quantized parameters, or an hf_config of another model.
     """
     described = family.read(hf_config)
     if described != config:
         raise ValueError(
-            f"hf_config needs to describe the model, {config}, got {described}; pass its own config.json"
+            f"hf_config needs to describe the model, {config}, got {described}; pass its own "
+            "config.json"
         )
     if any(isinstance(leaf, QTensor) for leaf in jax.tree.leaves(params, is_leaf=decoder.is_leaf)):
         raise ValueError(
-            "the Hugging Face layout needs unquantized parameters, got quantized ones; save them with Orbax"
+            "the Hugging Face layout needs unquantized parameters, got quantized ones; save them "
+            "with Orbax"
         )
     tensors, read = _tensors(params, config, family)
     parts = _parts(tensors, max_shard_bytes)
@@ -104,7 +107,7 @@ def _tensors(
 
 
 def _rows(params: Params, config: ModelConfig) -> dict[str, list[tuple[int, int, jax.Array, int]]]:
-    """Where each canonical tensor's rows are: start .. stop lie in a parameter from its row `at`."""
+    """Where each canonical tensor's rows are: start .. stop from row `at` of a parameter."""
     found: dict[str, list] = {}
     values = jax.tree.leaves(params, is_leaf=decoder.is_leaf)
     for leaf, value in zip(decoder.leaves(config, params.shards), values, strict=True):

@@ -1,4 +1,6 @@
-"""Writing a checkpoint folder so that it appears whole or not at all, and the small files that travel with weights."""
+"""Writing a checkpoint folder so that it appears whole or not at all, and the small files that
+travel with weights.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -19,13 +21,15 @@ TOKENIZER_FILES = (
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling to write into; it becomes `folder` at the end, and vanishes if anything fails.
+    """A temporary sibling to write into; it becomes `folder` at the end, and vanishes if anything
+    fails.
 
     CheckpointError where `folder` already holds something.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
-            f"{folder}: needs a folder that is new or empty, got one with files; choose another name"
+            f"{folder}: needs a folder that is new or empty, got one with files; choose another "
+            "name"
         )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,6 @@
-"""Where a checkpoint is: a local folder, or a model of the Hugging Face hub that is fetched into its cache."""
+"""Where a checkpoint is: a local folder, or a model of the Hugging Face hub that is fetched into
+its cache.
+"""
 
 import re
 from pathlib import Path
@@ -14,7 +16,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint: an existing local one, else `org/name` or `org/name@revision` of the hub.
+    """The folder of a checkpoint: an existing local one, else `org/name` or `org/name@revision` of
+    the hub.
 
     CheckpointError where there is neither, naming the remedy.
     """
@@ -24,12 +27,13 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     text = str(path_or_hub_id)
     if path.exists():
         raise CheckpointError(
-            f"a model is a folder with config.json and *.safetensors, got the file {text}; {_file(path)}"
+            f"a model is a folder with config.json and *.safetensors, got the file {text}; "
+            f"{_file(path)}"
         )
     if isinstance(path_or_hub_id, Path) or not HUB_ID.fullmatch(text):
         raise CheckpointError(
-            f"no folder {text!r}, and it is not a hub id like org/name; give a folder that holds config.json and "
-            "*.safetensors, or a hub id"
+            f"no folder {text!r}, and it is not a hub id like org/name; give a folder that holds "
+            "config.json and *.safetensors, or a hub id"
         )
     name, _, revision = text.partition("@")
     return Path(_fetch(name, revision or None))
@@ -37,7 +41,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
 def _file(path: Path) -> str:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        return f"{path.suffix} files are pickles, which can run code while they load: convert it to safetensors"
+        pickle = f"{path.suffix} files are pickles, which can run code while they load"
+        return f"{pickle}: convert it to safetensors"
     return f"give its folder, {path.parent}"
 
 
@@ -55,11 +60,14 @@ def _fetch(name: str, revision: str | None) -> str:
         errors.HFValidationError,
     ) as error:
         raise CheckpointError(
-            f"no local folder and no model of the hub is called {name!r}{f' at {revision!r}' if revision else ''}; "
-            "check the spelling, or run `hf auth login` if it is private"
+            "no local folder and no model of the hub is called "
+            f"{name!r}{f' at {revision!r}' if revision else ''}; check the spelling, or run `hf "
+            "auth login` if it is private"
         ) from error
     except (errors.HfHubHTTPError, errors.HTTPError, OSError) as error:
         raise CheckpointError(
-            f"cannot fetch {name!r} from the hub, and it is not in the local cache ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no detail'}); check the network, or give a local folder"
+            f"cannot fetch {name!r} from the hub, and it is not in the local cache "
+            f"({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no detail'}); check the network, or "
+            "give a local folder"
         ) from error

@@ -1,7 +1,8 @@
-"""Checkpoints in the layout of Hugging Face transformers: `config.json`, safetensors files, tokenizer files.
+"""Checkpoints in the layout of Hugging Face transformers: `config.json`, safetensors files,
+tokenizer files.
 
-Everything is checked before the first array is made; then each parameter is read, converted, quantized and placed on its
-own, so that the host holds one parameter beside those already placed.
+Everything is checked before the first array is made; then each parameter is read, converted,
+quantized and placed on its own, so that the host holds one parameter beside those already placed.
 """
 
 import math
@@ -33,7 +34,9 @@ MOST_LAYERS = 4096
 
 
 def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
-    """config.json as parsed, its family, and what it describes; CheckpointError where it cannot be used."""
+    """config.json as parsed, its family, and what it describes; CheckpointError where it cannot be
+    used.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise CheckpointError(
@@ -53,14 +56,20 @@ def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
 
 
 def load(
-    path_or_hub_id: str | Path, *, dtype=None, mesh=None, quantize: str | None = None, show_progress: bool = False,
+    path_or_hub_id: str | Path,
+    *,
+    dtype=None,
+    mesh=None,
+    quantize: str | None = None,
+    show_progress: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """Read a checkpoint into `Params` that lie where `mesh` says (None: on the default device).
 
-    dtype: float32, bfloat16 or float16 by name or type (None: the checkpoint's; float32 on CPU). quantize: "int8" or
-    "w8a8" rounds matrices while they load. show_progress: a bar on stderr, where that is a terminal.
-    progress(bytes placed, bytes in all) is called after every parameter. CheckpointError: the checkpoint cannot be used.
+    dtype: float32, bfloat16 or float16 by name or type (None: the checkpoint's; float32 on CPU).
+    quantize: "int8" or "w8a8" rounds matrices while they load. show_progress: a bar on stderr,
+    where that is a terminal. progress(bytes placed, bytes in all) is called after every parameter.
+    CheckpointError: the checkpoint cannot be used.
     """
     return _load(
         resolve(path_or_hub_id),
@@ -112,16 +121,18 @@ def _check_tied(folder: Path, embed: Entry, head: Entry) -> None:
             read_rows(entry, start, stop, blocks[-1])
         if not np.array_equal(*blocks, equal_nan=True):
             raise CheckpointError(
-                f"{folder}: config.json ties the output head to the embedding, but the files hold a different head; set "
-                "tie_word_embeddings to false in config.json if the head is meant"
+                f"{folder}: config.json ties the output head to the embedding, but the files hold "
+                "a different head; set tie_word_embeddings to false in config.json if the head is "
+                "meant"
             )
 
 
 def describe(folder: Path, *, dtype=None, cache_dtype=None) -> dict:
     """What a checkpoint is, as plain numbers, from config.json and the files' headers alone.
 
-    parameters counts a tied head once. kv_bytes_per_token is what one position costs in all layers, in `cache_dtype`
-    (None: the dtype it would load in); kv_windowed_bytes_per_token is the part of layers that keep only a window.
+    parameters counts a tied head once. kv_bytes_per_token is what one position costs in all layers,
+    in `cache_dtype` (None: the dtype it would load in); kv_windowed_bytes_per_token is the part of
+    layers that keep only a window.
     """
     hf, family, config = read_config(folder)
     tensors, _ = checkpoint.match(folder, family, config)

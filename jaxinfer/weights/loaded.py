@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.decoder import Params
-from jaxinfer.weights.safetensors_file import FLOATS
 from pallas_kernels.backend import platform
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,7 +23,9 @@ class Loaded:
 
 
 def check_dtype(dtype) -> np.dtype | None:
-    """A dtype by name or as jnp has it -> numpy's; None stays. ValueError unless it is one of DTYPES."""
+    """A dtype by name or as jnp has it -> numpy's; None stays. ValueError unless it is one of
+    DTYPES.
+    """
     if dtype is None:
         return None
     try:
@@ -36,8 +37,10 @@ def check_dtype(dtype) -> np.dtype | None:
     return found
 
 
-def default_dtype(stored: str) -> np.dtype:
-    """float32 on CPU; elsewhere the checkpoint's own, with bfloat16 for 8-bit floats and float32 for float64."""
-    if platform() == "cpu" or stored == "F64":
+def default_dtype(stored: np.dtype) -> np.dtype:
+    """float32 on CPU; elsewhere the checkpoint's own, with bfloat16 for 8-bit floats and float32
+    for float64.
+    """
+    if platform() == "cpu" or stored == np.float64:
         return np.dtype(np.float32)
-    return FLOATS["BF16"] if stored.startswith("F8") else FLOATS[stored]
+    return stored if stored.itemsize > 1 else np.dtype(jnp.bfloat16)

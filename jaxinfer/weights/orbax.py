@@ -1,7 +1,8 @@
-"""Parameters as an Orbax checkpoint: sharded arrays under `params`, and `jaxinfer.json`, which says what they are.
+"""Parameters as an Orbax checkpoint: sharded arrays under `params`, and `jaxinfer.json`, which says
+what they are.
 
-Parameters are saved as they lie, quantized or not, on however many devices; they are laid out anew when they are
-restored to another mesh.
+Parameters are saved as they lie, quantized or not, on however many devices; they are laid out anew
+when they are restored to another mesh.
 """
 
 import json
@@ -22,7 +23,7 @@ from jaxinfer.quantize import METHODS, QTensor, check_method
 from jaxinfer.weights.checkpoint import some
 from jaxinfer.weights.description import from_json, to_json
 from jaxinfer.weights.folder import copy_tokenizer, new_folder
-from jaxinfer.weights.loaded import DTYPES, Loaded, check_dtype
+from jaxinfer.weights.loaded import DTYPES, Loaded, check_dtype, default_dtype
 from jaxinfer.weights.safetensors_file import CheckpointError, read_json
 
 SIDE_FILE = "jaxinfer.json"
@@ -31,7 +32,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Description:
-    """What jaxinfer.json holds. shards: as in `Params`; quantize: the method of quantized leaves."""
+    """What jaxinfer.json holds. shards: as in `Params`; quantize: of its matrices."""
 
     version: int
     config: ModelConfig
@@ -66,7 +67,10 @@ def save(
     *,
     tokenizer_from: str | Path | None = None,
 ) -> None:
-    """Write `params` (on any mesh, quantized or not) and the tokenizer files of a folder to a new folder."""
+    """Write `params` (on any mesh, quantized or not) to a new folder.
+
+    tokenizer_from: a folder whose tokenizer files are copied along.
+    """
     quantized = [leaf.method for leaf in _values(params) if isinstance(leaf, QTensor)]
     dtype = params.norm.scale.dtype.name
     method = quantized[0] if quantized else None
@@ -74,7 +78,8 @@ def save(
     template = _template(config, params.shards, np.dtype(dtype), None, method)
     if jax.tree.structure(params) != jax.tree.structure(template):
         raise ValueError(
-            "params need to be those of config, all matrices quantized alike or none; got another structure"
+            "params need to be those of config, all matrices quantized alike or none; got another "
+            "structure"
         )
     with new_folder(Path(folder).absolute()) as target:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
@@ -95,25 +100,26 @@ def read_description(folder: Path) -> Description:
 
 
 def restore(folder: str | Path, *, dtype=None, mesh=None, quantize: str | None = None) -> Loaded:
-    """Read what `save` wrote into its place on `mesh` (None: the default device), whatever mesh it was saved from.
+    """Read what `save` wrote to its place on `mesh` (None: the default device), from any mesh.
 
-    dtype: of what is not quantized (None: as saved). quantize: None (as saved) or, for a quantized checkpoint, the
-    method to run it with. CheckpointError: the checkpoint cannot be used.
+    dtype: of what is not quantized (None: as saved; float32 on CPU). quantize: None (as saved) or,
+    for a quantized checkpoint, the method to run it with. CheckpointError: the checkpoint cannot be
+    used.
     """
     check_method(quantize)
     folder = Path(folder).absolute()
     described = read_description(folder)
     if quantize is not None and described.quantize is None:
         raise CheckpointError(
-            f"{folder}: quantize={quantize!r} needs quantized parameters or a Hugging Face checkpoint, got an Orbax "
-            f"checkpoint in {described.dtype}; quantize while converting"
+            f"{folder}: quantize={quantize!r} needs quantized parameters or a Hugging Face "
+            f"checkpoint, got an Orbax checkpoint in {described.dtype}; quantize while converting"
         )
     method = quantize or described.quantize
     config, shards = described.config, sharding.model_shards(mesh)
-    stored = _template(config, described.shards, np.dtype(described.dtype), mesh, method)
-    template = _template(
-        config, described.shards, check_dtype(dtype) or np.dtype(described.dtype), mesh, method
-    )
+    saved = np.dtype(described.dtype)
+    wanted = check_dtype(dtype) or default_dtype(saved)
+    stored = _template(config, described.shards, saved, mesh, method)
+    template = _template(config, described.shards, wanted, mesh, method)
     params = _read(folder / "params", template, stored)
     if described.shards == shards:
         return Loaded(params, config, folder)
@@ -164,7 +170,9 @@ def _divides(shape, place) -> bool:
 
 
 def _read(path: Path, template: Params, stored: Params) -> Params:
-    """The arrays of an Orbax folder as `template` has them; `stored` is what the folder has to hold."""
+    """The arrays of an Orbax folder as `template` has them; `stored` is what the folder has to
+    hold.
+    """
     try:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             found = dict(checkpointer.metadata(path).item_metadata.tree)
@@ -179,7 +187,8 @@ def _read(path: Path, template: Params, stored: Params) -> Params:
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         detail = str(error).splitlines()[0][:200] if str(error) else "no detail"
         raise CheckpointError(
-            f"{path}: cannot read the Orbax arrays ({type(error).__name__}: {detail}); save the checkpoint again"
+            f"{path}: cannot read the Orbax arrays ({type(error).__name__}: {detail}); save the "
+            "checkpoint again"
         ) from error
     return jax.tree.structure(template).unflatten(values[name] for name in _named(template))
 
@@ -195,8 +204,8 @@ def _check(path: Path, found: dict, wanted: dict) -> None:
             )
     if problems:
         raise CheckpointError(
-            f"{path}: the arrays need to be those that {SIDE_FILE} describes, got {len(problems)} differences: "
-            f"{some(problems)}; save the checkpoint again"
+            f"{path}: the arrays need to be those that {SIDE_FILE} describes, got {len(problems)} "
+            f"differences: {some(problems)}; save the checkpoint again"
         )
 
 

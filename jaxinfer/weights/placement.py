@@ -1,4 +1,6 @@
-"""From a description (`Leaf`) and rows of tensors to one array in its final place, in its dtype, perhaps quantized."""
+"""From a description (`Leaf`) and rows of tensors to one array in its final place, in its dtype,
+perhaps quantized.
+"""
 
 from collections.abc import Callable
 
@@ -17,10 +19,12 @@ class RoundingError(ValueError):
 
 
 def place(leaf: Leaf, fill: Fill, dtype: np.dtype, mesh, method: str | None) -> quantize.Weight:
-    """The parameter `leaf` describes, sharded by its letters over `mesh` (None: on the default device).
+    """The parameter `leaf` describes, sharded by its letters over `mesh` (None: on the default
+    device).
 
-    fill(name, start, stop, out) writes rows start .. stop of a canonical tensor into `out`, in out's dtype. Each row of
-    the leaf that this process holds is asked for once; a quantized row is rounded whole, before columns are cut.
+    fill(name, start, stop, out) writes rows start .. stop of a canonical tensor into `out`, in
+    out's dtype. Each row of the leaf that this process holds is asked for once; a quantized row is
+    rounded whole, before columns are cut.
     """
     place = sharding.place(leaf.letters, mesh)
     if method is None or not leaf.quantizable:
@@ -88,7 +92,9 @@ def _rounded(leaf: Leaf, fill: Fill, start: int, stop: int) -> tuple[np.ndarray,
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that starts at a multiple of 64 bytes, which the CPU backend takes over without copying."""
+    """An empty array that starts at a multiple of 64 bytes, which the CPU backend takes over
+    without copying.
+    """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     first = -raw.ctypes.data % 64

@@ -15,7 +15,9 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """show: whether to draw a bar. report(bytes done, bytes in all): called after every step, if given."""
+    """show: whether to draw a bar. report(bytes done, bytes in all): called after every step, if
+    given.
+    """
 
     def __init__(self, show: bool = False, report: Callable[[int, int], None] | None = None):
         self._show, self._report = show, report

@@ -1,8 +1,10 @@
-"""The safetensors file format: a header that is checked in full before a single tensor is read, and block-wise reading.
+"""The safetensors file format: a header that is checked in full before a single tensor is read, and
+block-wise reading.
 
-A file is an 8-byte little-endian header length, a JSON header, and one byte buffer that the tensors fill without holes or
-overlaps (github.com/huggingface/safetensors, section "Format"). Tensors are read with plain reads, not through a memory
-map, so that a file that shrinks under us is an error and not a bus fault. This module knows nothing of models.
+A file is an 8-byte little-endian header length, a JSON header, and one byte buffer that the tensors
+fill without holes or overlaps (github.com/huggingface/safetensors, section "Format"). Tensors are
+read with plain reads, not through a memory map, so that a file that shrinks under us is an error
+and not a bus fault. This module knows nothing of models.
 """
 
 import json
@@ -45,12 +47,16 @@ BITS = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message names the file, what was required, what came, and what to do."""
+    """A checkpoint cannot be used. The message names the file, what was required, what came, and
+    what to do.
+    """
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a file: its dtype name, its shape, and the bytes offset .. offset + size of the file."""
+    """One tensor of a file: its dtype name, its shape, and the bytes offset .. offset + size of the
+    file.
+    """
 
     path: Path
     dtype: str
@@ -101,20 +107,24 @@ def read_json(path: Path, what: str) -> dict:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of the file by name, after all that the format demands has been checked. No tensor is read."""
+    """Every tensor of the file by name, after all that the format demands has been checked. No
+    tensor is read.
+    """
     try:
         with open(path, "rb") as file:
             total = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise CheckpointError(
-                    f"{path}: a safetensors file needs at least 8 bytes, got {len(prefix)}; fetch the file again"
+                    f"{path}: a safetensors file needs at least 8 bytes, got {len(prefix)}; fetch "
+                    "the file again"
                 )
             length = int.from_bytes(prefix, "little")
             if length > MAX_HEADER or length > total - 8:
                 raise CheckpointError(
-                    f"{path}: the header needs to fit in the file and in {MAX_HEADER} bytes, got a header of {length} "
-                    f"bytes in a file of {total}; the file is truncated or not safetensors: fetch it again"
+                    f"{path}: the header needs to fit in the file and in {MAX_HEADER} bytes, got a "
+                    f"header of {length} bytes in a file of {total}; the file is truncated or not "
+                    "safetensors: fetch it again"
                 )
             text = file.read(length)
     except OSError as error:
@@ -123,7 +133,8 @@ def read_header(path: Path) -> dict[str, Entry]:
         ) from error
     if len(text) < length or not text.startswith(b"{"):
         raise CheckpointError(
-            f"{path}: the header needs to be a JSON object, got {text[:16]!r}...; fetch the file again"
+            f"{path}: the header needs to be a JSON object, got {text[:16]!r}...; fetch the file "
+            "again"
         )
     header = parse_json(text, path, "the safetensors header")
     _check_metadata(header.pop(METADATA, {}), path)
@@ -167,13 +178,14 @@ def _entry(name: str, item, path: Path, base: int, total: int) -> Entry:
     start, stop = offsets
     if start > stop or stop > total - base:
         raise CheckpointError(
-            f"{where} needs data_offsets within the {total - base} bytes of data, got {offsets}; the file is truncated "
-            "or corrupt: fetch it again"
+            f"{where} needs data_offsets within the {total - base} bytes of data, got {offsets}; "
+            "the file is truncated or corrupt: fetch it again"
         )
     bits = math.prod(shape) * BITS[dtype]
     if bits != 8 * (stop - start):
         raise CheckpointError(
-            f"{where} of {dtype} {shape} needs {-(-bits // 8)} bytes, got {stop - start} from {offsets}"
+            f"{where} of {dtype} {shape} needs {-(-bits // 8)} bytes, got {stop - start} from "
+            f"{offsets}"
         )
     return Entry(path, dtype, tuple(shape), base + start, stop - start)
 
@@ -184,23 +196,26 @@ def _check_cover(entries, path, base, total):
         if entry.offset != at:
             fault = "overlaps" if entry.offset < at else "leaves a hole after"
             raise CheckpointError(
-                f"{path}: tensors need to follow each other without holes or overlaps, but {name!r} {fault} {last!r} "
-                f"(starts at byte {entry.offset - base}, expected {at - base}); write the file again"
+                f"{path}: tensors need to follow each other without holes or overlaps, but "
+                f"{name!r} {fault} {last!r} (starts at byte {entry.offset - base}, expected "
+                f"{at - base}); write the file again"
             )
         at, last = at + entry.size, name
     if at != total:
         raise CheckpointError(
-            f"{path}: the tensors need to fill the file, got {total - at} bytes after {last!r}; fetch the file again"
+            f"{path}: the tensors need to fill the file, got {total - at} bytes after {last!r}; "
+            "fetch the file again"
         )
 
 
 def read_rows(
     entry: Entry, start: int, stop: int, out: np.ndarray, transposed: bool = False
 ) -> None:
-    """Rows start .. stop of a tensor into `out` [stop - start, ...] (C-contiguous), converted to its dtype.
+    """Rows start .. stop of a tensor into `out` [stop - start, ...] (C-contiguous), converted to
+    its dtype.
 
-    transposed: the file holds `[in, out]`, and rows are counted along its second axis. At most BLOCK bytes (or one
-    row) are held beside `out`.
+    transposed: the file holds `[in, out]`, and rows are counted along its second axis. At most
+    BLOCK bytes (or one row) are held beside `out`.
     """
     dtype = FLOATS[entry.dtype]
     across = entry.shape[0] if transposed else stop - start
@@ -232,20 +247,21 @@ def _fill(file, block, entry):
 
 
 def cast(block: np.ndarray, out: np.ndarray, entry: Entry) -> None:
-    """out[...] = block in out's dtype. Finite values that float16 cannot hold are a CheckpointError."""
+    """out[...] = block in out's dtype; CheckpointError where float16 cannot hold a finite value."""
     if block.dtype == FLOATS["BF16"] and out.dtype == np.float32 and out.flags.c_contiguous:
-        # a bfloat16 is the upper half of a float32; several times faster than the generic conversion
+        # a bfloat16 is the upper half of a float32; faster than the generic conversion
         wide = out.view(np.uint32)
         wide[...] = block.view(np.uint16)
         np.left_shift(wide, 16, out=wide)
         return
     with np.errstate(over="ignore", invalid="ignore"):
         out[...] = block.astype(out.dtype)
-    if out.dtype == np.float16 and block.dtype != np.float16:
-        if np.isinf(out).any() and not np.isinf(block.astype(np.float32)).any():
-            raise CheckpointError(
-                f"{entry.path}: float16 holds values up to 65504, the checkpoint has larger ones; use dtype bfloat16"
-            )
+    narrowed = out.dtype == np.float16 and block.dtype != np.float16
+    if narrowed and np.isinf(out).any() and not np.isinf(block.astype(np.float32)).any():
+        raise CheckpointError(
+            f"{entry.path}: float16 holds values up to 65504, the checkpoint has larger ones; use "
+            "dtype bfloat16"
+        )
 
 
 def write(
@@ -253,7 +269,9 @@ def write(
     tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     read: Callable[[str], np.ndarray],
 ) -> None:
-    """Write a safetensors file: the (shape, dtype) of each tensor first, then `read(name)` one at a time."""
+    """Write a safetensors file: the (shape, dtype) of each tensor first, then `read(name)` one at a
+    time.
+    """
     names = {dtype: name for name, dtype in FLOATS.items()}
     header, at = {METADATA: {"format": "pt"}}, 0
     for name, (shape, dtype) in tensors.items():
@@ -270,5 +288,5 @@ def write(
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (shape, dtype) in tensors.items():
             value = np.ascontiguousarray(read(name))
-            assert value.shape == shape and value.dtype == dtype, (name, value.shape, value.dtype)
+            assert (value.shape, value.dtype) == (shape, dtype), (name, value.shape, value.dtype)
             file.write(memoryview(value.reshape(-1).view(np.uint8)))
