@@ -71,9 +71,7 @@ def start_history(
     )
 
 
-def see_prompt(
-    history: History, rows: jax.Array, tokens: jax.Array, valid: jax.Array
-) -> History:
+def see_prompt(history: History, rows: jax.Array, tokens: jax.Array, valid: jax.Array) -> History:
     """The history after prompt `tokens` [T] int32 of `rows` [T] int32, where `valid` [T] bool."""
     V = history.prompt_seen.shape[1]
     seen = history.prompt_seen.at[rows, jnp.where(valid, tokens, V)].set(True, mode="drop")
