@@ -4,6 +4,7 @@ The engine holds one model's programs and device state and turns plans into feed
 it reads the last one's tokens, so host and device work at the same time. It knows no text: ids in, events out.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence as Many
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Entry, Feed, Output, Programs, State, new_state
 
 SMALLEST_SPAN = 128  # the least cache slots a program reads per row; buckets double from here
+UNBOUNDED = 2**30
 SMALLEST_STEP = 16  # the least tokens of a ragged step; buckets double from here
 TOP_N = (0, 8, 32)  # how many alternatives a program returns per token, where log-probabilities are asked for
 
@@ -45,6 +47,19 @@ def bucket(value: int, smallest: int, largest: int) -> int:
     return min(size, largest)
 
 
+def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Limits:
+    """The limits with what follows from the model filled in."""
+    ropes = [layer.rope for layer in config.layers if layer.rope is not None]
+    by_length = {rope.scaling: rope.original_max_position for rope in ropes}
+    spare = [ring.capacity - ring.window - ring.sinks for ring in rings if ring.window and ring.capacity < limits.max_length]
+    return dataclasses.replace(
+        limits,
+        rope_switch=by_length.get("longrope", 0),
+        reuse=limits.reuse and "dynamic" not in by_length,
+        rollback=max(0, min(spare, default=limits.max_length)),
+    )
+
+
 class Engine:
     """Runs requests over a fixed number of slots.
 
@@ -53,17 +68,18 @@ class Engine:
     """
 
     def __init__(
-        self, programs: Programs, limits: Limits, *, eos_ids: Many[int] = (), page_size: int | None = None,
+        self, params: decoder.Params, config: ModelConfig, limits: Limits, *, mesh=None, eos_ids: Many[int] = (), page_size: int | None = None,
         num_pages: int | None = None, stream_window: int | None = None, sinks: int = 0, seed: int | None = None,
     ):  # fmt: skip
-        params, config = programs.params, programs.config
-        self.limits, self.eos_ids = limits, tuple(eos_ids)
-        self._programs = programs
+        self.eos_ids = tuple(eos_ids)
+        self._config = config
+        self._programs = Programs(params, config, mesh)
         self._rng = np.random.default_rng(seed)
         rings, groups = kv.plan_rings(
             config, limits.max_length, max_chunk=limits.chunk, page_size=page_size, stream_window=stream_window,
             sinks=sinks,
         )  # fmt: skip
+        limits = self.limits = _for_model(limits, config, rings)
         pools, per_slot = [], []
         for ring in rings if page_size is not None else ():
             each = ring.capacity // page_size
@@ -74,11 +90,11 @@ class Engine:
         cache = kv.init_cache(
             config, rings, groups, limits.slots, cache_dtype(params),
             num_kv_heads=attention.held_kv_heads(config, params.shards), page_size=page_size,
-            num_pages=[pool.size for pool in pools], mesh=programs.mesh,
+            num_pages=[pool.size for pool in pools], mesh=mesh,
         )  # fmt: skip
         state = new_state(cache, config.vocab_size)
-        if programs.mesh is not None:
-            everywhere = sharding.place("", programs.mesh)
+        if mesh is not None:
+            everywhere = sharding.place("", mesh)
             rest = jax.device_put(state.replace(cache=None), everywhere)
             state = rest.replace(cache=cache)
         self._state: State = state
@@ -90,7 +106,7 @@ class Engine:
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or the cache."""
-        request.validate(self._programs.config.vocab_size)
+        request.validate(self._config.vocab_size)
         return self._scheduler.add(request, self.eos_ids)
 
     def abort(self, sequence: Sequence) -> None:
@@ -108,6 +124,11 @@ class Engine:
         finally:
             for sequence in sequences:
                 self.abort(sequence)
+
+    def drain(self) -> None:
+        """Wait for what is under way and drop its tokens; the engine is as good as new for other requests."""
+        while self._in_flight:
+            self._record(self._in_flight.popleft())
 
     def step(self) -> list[Token]:
         """Dispatch the next step, then read the one before it."""
@@ -147,9 +168,8 @@ class Engine:
         """The step's arrays, padded to buckets, and the bucket of the longest chunk."""
         B = self.limits.slots
         total = sum(len(chunk.tokens) for chunk in plan.chunks) + len(plan.decode)
-        longest = max(len(chunk.tokens) for chunk in plan.chunks)
-        tokens = np.zeros((bucket(total, SMALLEST_STEP, total + B + self.limits.budget),), np.int32)
-        R = bucket(len(plan.chunks) + len(plan.decode), 1, B)
+        tokens = np.zeros((bucket(total, SMALLEST_STEP, UNBOUNDED),), np.int32)
+        R = 1 if len(plan.chunks) + len(plan.decode) == 1 else B
         at = 0
         feed = Feed(
             tokens=tokens, slots=np.full((R,), B, np.int32), counts=np.zeros((R,), np.int32),
@@ -168,20 +188,24 @@ class Engine:
             feed.reach[row] = self._scheduler.running[slot].computed
             feed.final[row] = feed.decodes[row] = True
             at += 1
-        return feed, min(bucket(longest, SMALLEST_STEP, self.limits.chunk), len(tokens))
+        return feed, min(self.limits.chunk, len(tokens))
 
     def _admit(self, admitted: tuple[Sequence, ...]) -> None:
-        A, B = bucket(len(admitted), 1, self.limits.slots), self.limits.slots
-        config = self._programs.config
+        A, B, V = bucket(len(admitted), 1, self.limits.slots), self.limits.slots, self._config.vocab_size
         slots = np.full((A,), B, np.int32)
         slots[: len(admitted)] = [s.slot for s in admitted]
         params = [s.request.params for s in admitted] + [GREEDY] * (A - len(admitted))
         remaining = np.asarray([p.max_new_tokens for p in params], np.int32)
-        sampling = sampler.pack(params, config.vocab_size, self.eos_ids, rng=self._rng)
+        sampling = sampler.pack(params, V, self.eos_ids, rng=self._rng)
         recent = np.full((A, sampler.RECENT), -1, np.int32)
+        most = max(s.reused for s in admitted)
+        reused = np.full((A, bucket(most, SMALLEST_SPAN, UNBOUNDED)), V, np.int32)
+        lengths = np.zeros((A,), np.int32)
         for row, s in enumerate(admitted):
             last = s.prompt[-sampler.RECENT :]
             recent[row, sampler.RECENT - len(last) :] = last
+            lengths[row] = s.reused
+            reused[row, : s.reused] = s.prompt[: s.reused]
         tables = []
         for group, table in enumerate(self._state.cache.tables):
             if table is None:
@@ -191,7 +215,10 @@ class Engine:
             for row, s in enumerate(admitted):
                 pages[row, : len(s.pages[group])] = s.pages[group]
             tables.append(pages)
-        entry = Entry(slots=slots, remaining=remaining, sampling=sampling, recent=recent, tables=tuple(tables))
+        entry = Entry(
+            slots=slots, remaining=remaining, sampling=sampling, lengths=lengths, reused=reused, recent=recent,
+            tables=tuple(tables),
+        )  # fmt: skip
         self._state = self._programs.admit(self._state, entry)
 
     def _record(self, step: InFlight) -> list[Token]:

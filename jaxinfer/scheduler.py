@@ -16,7 +16,9 @@ from jaxinfer.request import FinishReason, Request, Token
 class Limits:
     """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one sequence in one
     step; budget: of all. decode_steps: tokens decoded before the host looks again. endless: the ring may wrap, so that
-    max_length does not bound a sequence. rope_switch: the length at which a sequence's rope changes (longrope), or 0."""
+    max_length does not bound a sequence. rope_switch: the length at which a sequence's rope changes (longrope), or 0.
+    reuse: a slot remembers what its last sequence left in the cache, and a prompt that begins the same starts there;
+    at most `rollback` positions may be forgotten again (what a wrapped ring still holds beyond its window)."""
 
     slots: int
     max_length: int
@@ -25,6 +27,8 @@ class Limits:
     decode_steps: int = 8
     endless: bool = False
     rope_switch: int = 0
+    reuse: bool = False
+    rollback: int = 0
 
     def __post_init__(self):
         for name in ("slots", "max_length", "chunk", "budget", "decode_steps"):
@@ -35,11 +39,13 @@ class Limits:
 @dataclass
 class Sequence:
     """One request on its way. prompt: what is to be read; it grows by the tokens received when a sequence must be read
-    again. computed: positions planned into the cache. planned, tokens: tokens asked for, received."""
+    again. reused: positions found in the slot. computed: positions planned into the cache. planned, tokens: tokens asked
+    for, received."""
 
     request: Request
     eos_ids: tuple[int, ...]
     slot: int = -1
+    reused: int = 0
     pages: tuple[tuple[int, ...], ...] = ()
     prompt: tuple[int, ...] = ()
     computed: int = 0
@@ -90,6 +96,7 @@ class Scheduler:
         self._pools = pools
         self._pages_per_slot = pages_per_slot
         self._free_slots = list(range(limits.slots - 1, -1, -1))
+        self._left_behind: dict[int, tuple[tuple[int, ...], int]] = {}  # slot -> (ids, positions written)
 
     @property
     def idle(self) -> bool:
@@ -165,6 +172,9 @@ class Scheduler:
             return
         del self.running[sequence.slot]
         self._free_slots.append(sequence.slot)
+        if self.limits.reuse:
+            known = sequence.request.prompt_token_ids + tuple(sequence.tokens[:-1])
+            self._left_behind[sequence.slot] = known[: sequence.computed], sequence.computed
         for pool, pages in zip(self._pools, sequence.pages, strict=True):
             pool.release(pages)
 
@@ -175,11 +185,28 @@ class Scheduler:
             if any(pool.free < need for pool, need in zip(self._pools, needs, strict=True)):
                 break
             s = self.waiting.popleft()
-            s.slot = self._free_slots.pop()
+            s.slot, s.reused = self._choose_slot(s.prompt)
+            s.computed = s.reused
+            self._free_slots.remove(s.slot)
             s.pages = tuple(pool.acquire(n) for pool, n in zip(self._pools, needs, strict=True))
             self.running[s.slot] = s
             admitted.append(s)
         return tuple(admitted)
+
+    def _choose_slot(self, prompt: tuple[int, ...]) -> tuple[int, int]:
+        """The free slot that holds most of the prompt's beginning, and how many positions of it."""
+        best = (self._free_slots[-1], 0)
+        for slot in self._free_slots:
+            ids, written = self._left_behind.get(slot, ((), 0))
+            same, switch = 0, self.limits.rope_switch
+            if switch and max(len(prompt), written) > switch:
+                continue
+            while same < min(len(ids), len(prompt) - 1) and ids[same] == prompt[same]:
+                same += 1
+            if same > best[1] and written - same <= self.limits.rollback:
+                best = (slot, same)
+        self._left_behind.pop(best[0], None)
+        return best
 
     def _needs(self, group: int, s: Sequence) -> int:
         most, size = self._pages_per_slot[group]

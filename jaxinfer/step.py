@@ -6,16 +6,17 @@ several decode steps without the host. Both stop a row by themselves at a stop i
 """
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxinfer import ragged, sampler
 from jaxinfer.cache import Cache
 from jaxinfer.config import ModelConfig
-from jaxinfer.generate import decode
+from jaxinfer.generate import decode, score
 from jaxinfer.models import decoder
 
 
@@ -48,12 +49,15 @@ class Feed:
 
 @struct.dataclass
 class Entry:
-    """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, the last tokens of their
-    prompts (`History.recent`), and page tables per group."""
+    """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, positions already in the
+    slot's cache and those tokens [A, n] (padded with V), the prompt's last tokens (`History.recent`), and page tables per
+    group."""
 
     slots: jax.Array
     remaining: jax.Array
     sampling: sampler.Sampling
+    lengths: jax.Array
+    reused: jax.Array
     recent: jax.Array
     tables: tuple[jax.Array | None, ...]
 
@@ -86,11 +90,15 @@ def admit(state: State, entry: Entry) -> State:
     """Write requests into their slots, forgetting whoever was there."""
     slots = entry.slots
     (A,) = slots.shape
-    blank = sampler.empty_history(A, state.history.counts.shape[1]).replace(recent=entry.recent)
+    V = state.history.counts.shape[1]
+    blank = sampler.empty_history(A, V).replace(recent=entry.recent)
+    rows = jnp.repeat(jnp.arange(A, dtype=jnp.int32), entry.reused.shape[1])
+    reused = entry.reused.reshape(-1)
+    blank = sampler.see_prompt(blank, rows, reused, reused < V)
     return state.replace(
         cache=state.cache.replace(
             tables=sampler.set_rows(state.cache.tables, slots, entry.tables),
-            lengths=sampler.set_rows(state.cache.lengths, slots, jnp.zeros_like(slots)),
+            lengths=sampler.set_rows(state.cache.lengths, slots, entry.lengths),
         ),
         remaining=sampler.set_rows(state.remaining, slots, entry.remaining),
         active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)),
@@ -245,3 +253,21 @@ class Programs:
         options = {"out_shardings": out} if self.mesh is not None else {}
         jitted = jax.jit(program, donate_argnums=(len(model),), **options)
         return jitted.lower(*model, state, *feed).compile()
+
+
+class Scorer:
+    """`score` compiled for one model, texts padded to power-of-two lengths."""
+
+    def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
+        self._params, self._mesh = params, mesh
+        self._score = jax.jit(lambda params, tokens, lengths: score(params, config, tokens, lengths))
+
+    def __call__(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 [len(ids)]: see `generate.score`."""
+        padded = 16
+        while padded < len(ids):
+            padded *= 2
+        tokens = np.zeros((1, padded), np.int32)
+        tokens[0, : len(ids)] = ids
+        with jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext():
+            return np.asarray(self._score(self._params, tokens, np.asarray([len(ids)], np.int32)))[0, : len(ids)]
