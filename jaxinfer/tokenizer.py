@@ -66,7 +66,7 @@ class Tokenizer:
             config |= _read_object(folder / "special_tokens_map.json")
         try:
             special = _declare_special_tokens(backend, config)
-        except (AttributeError, TypeError, ValueError) as cause:
+        except (AttributeError, LookupError, TypeError, ValueError) as cause:
             raise _malformed(folder / "tokenizer_config.json", "special tokens", cause) from cause
         if add_bos_token is not None or add_eos_token is not None:
             _replace_post_processor(backend, special, bool(add_bos_token), bool(add_eos_token))
@@ -102,10 +102,9 @@ class Tokenizer:
             )
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as cause:
+        except (TypeError, UnicodeEncodeError) as cause:  # a lone surrogate
             raise ValueError(
-                f"text: required valid Unicode; received a lone surrogate at {cause.start}; "
-                "decode the bytes with errors='replace'"
+                f"text: required valid Unicode; received {cause}; decode with errors='replace'"
             ) from cause
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

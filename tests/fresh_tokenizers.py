@@ -5,6 +5,7 @@ with byte fallback), `unigram` as a sentencepiece Unigram model with Metaspace.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from tokenizers import (
     trainers,
 )
 
-WORDS = (
-    "the of and to in is that it was for on are with as his they be at one have this from or "
-    "had by hot word but what some we can out other were all there when up use your how said an "
-    "def return import class self None True lambda yield naïve café Straße "
-    "日本語 中文 한국어 привет мир שלום"
-).split()
-RARE = ["😀", "👩‍👩‍👧‍👦", "🇪🇺", "é́", "𝔘𝔫𝔦", "नमस्ते", "ไทย", "\u200b", "\t", "\n\n", "  ", "<", "|>"]
+ENGLISH = re.findall(
+    r"\w+",
+    "the of and to in is that it was for on are with as his they be at one have this from or had "
+    "by hot word but what some we can out other were all there when up use def return import class "
+    "self None True lambda yield your how said an",
+)
+WORDS = [*ENGLISH, "naïve", "café", "Straße", "日本語", "中文", "한국어", "привет", "мир", "שלום"]
+RARE = ["😀", "👩\u200d👩\u200d👧\u200d👦", "🇪🇺", "e\u0301", "\U0001d518\U0001d52b", "नमस्ते", "ไทย"]
+RARE += ["\u200b", "\t", "\n\n", "  ", "<", "|>"]
 
 
 def random_text(rng: np.random.Generator, words: int) -> str:
@@ -39,7 +42,7 @@ def random_text(rng: np.random.Generator, words: int) -> str:
 
 def corpus(rng: np.random.Generator) -> list[str]:
     """What the tokenizers are trained on: no rare characters, so that they fall back to bytes."""
-    return [" ".join(rng.choice(WORDS[:60], size=12)) for _ in range(200)]
+    return [" ".join(rng.choice(ENGLISH, size=12)) for _ in range(200)]
 
 
 def byte_level(rng: np.random.Generator, special: list[str]) -> Tokenizer:

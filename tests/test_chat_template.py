@@ -1,5 +1,6 @@
 """Rendering: what transformers renders, and a sandbox that a hostile template does not leave."""
 
+import re
 import time
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_templates_are_there():
     assert len(TEMPLATES) >= 8
 
 
+def transformers_text(template: str, messages: list[dict], **variables) -> tuple[str, str]:
+    """What transformers makes of a chat: a text, or the template's refusal."""
+    try:
+        rendered, _ = render_jinja_template([messages], chat_template=template, **variables)
+    except jinja2.TemplateError as cause:
+        return "", str(cause)
+    return rendered[0], ""
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_renders_what_transformers_renders(path):
     template = path.read_text(encoding="utf-8")
@@ -60,13 +70,10 @@ def test_renders_what_transformers_renders(path):
         if rng.random() < 0.5:
             extra["enable_thinking"] = bool(rng.integers(2))
         dropped = [{k: v for k, v in m.items() if v is not None} for m in messages]
-        try:
-            expected = render_jinja_template([dropped], chat_template=template, **options, **extra)
-            expected = expected[0][0]
-        except jinja2.TemplateError as cause:
-            with pytest.raises(ValueError) as caught:
+        expected, refusal = transformers_text(template, dropped, **options, **extra)
+        if refusal:
+            with pytest.raises(ValueError, match=re.escape(refusal)):
                 chat_template.render(template, messages, documents=None, **options, **extra)
-            assert str(cause) in str(caught.value), f"{seed=}"
             continue
         rendered += 1
         received = chat_template.render(template, messages, documents=None, **options, **extra)
@@ -136,7 +143,7 @@ def test_hostile_templates_end_in_an_error(name):
     ],
 )
 def test_template_errors_are_one_clear_error(template, part):
-    with pytest.raises(ValueError, match="chat template: required.*received") as caught:
+    with pytest.raises(ValueError, match=r"chat template: required.*received") as caught:
         chat_template.render(template, [{"role": "user", "content": "x"}])
     assert part in str(caught.value)
 

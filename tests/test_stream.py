@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 
-import fresh_tokenizers
 import numpy as np
 import pytest
 
 from jaxinfer.stream import Detokenizer
+from tests import fresh_tokenizers
 
 KINDS = ("byte_level", "llama2", "gemma", "unigram")
 
