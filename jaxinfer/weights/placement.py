@@ -1,8 +1,7 @@
-"""From a description (`Leaf`) and rows of tensors to one array in its final place, in its dtype,
-perhaps quantized.
-"""
+"""From a `Leaf` and rows of tensors to one parameter in its final place, perhaps quantized."""
 
 from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -19,45 +18,29 @@ class RoundingError(ValueError):
 
 
 def place(leaf: Leaf, fill: Fill, dtype: np.dtype, mesh, method: str | None) -> quantize.Weight:
-    """The parameter `leaf` describes, sharded by its letters over `mesh` (None: on the default
-    device).
+    """The parameter `leaf` describes, by its letters over `mesh` (None: on the default device).
 
     fill(name, start, stop, out) writes rows start .. stop of a canonical tensor into `out`, in
     out's dtype. Each row of the leaf that this process holds is asked for once; a quantized row is
     rounded whole, before columns are cut.
     """
-    place = sharding.place(leaf.letters, mesh)
+    where = sharding.place(leaf.letters, mesh)
     if method is None or not leaf.quantizable:
-        held: dict = {}
-        return _array(
-            leaf.shape,
-            place,
-            lambda start, stop: _once(held, (start, stop), _rows, leaf, fill, dtype),
-        )
-    held = {}
-
-    def part(index):
-        return lambda start, stop: _once(held, (start, stop), _rounded, leaf, fill)[index]
-
-    values = _array(leaf.shape, place, part(0))
-    scale = _array(leaf.shape[:1], sharding.place(leaf.letters[:1], mesh), part(1))
+        return _array(leaf.shape, where, cache(partial(_rows, leaf, fill, dtype)))
+    rounded = cache(partial(_rounded, leaf, fill))
+    values = _array(leaf.shape, where, lambda start, stop: rounded(start, stop)[0])
+    where = sharding.place(leaf.letters[:1], mesh)
+    scale = _array(leaf.shape[:1], where, lambda start, stop: rounded(start, stop)[1])
     return quantize.QTensor(values, scale, method)
 
 
-def _array(shape, place, rows) -> jax.Array:
+def _array(shape, where, rows) -> jax.Array:
     def block(index):
         start, stop, _ = index[0].indices(shape[0])
         cut = rows(start, stop)[(slice(None), *index[1:])]
         return np.ascontiguousarray(cut)
 
-    array = jax.make_array_from_callback(shape, place, block)
-    return array.block_until_ready()
-
-
-def _once(held: dict, key: tuple[int, int], make, *args):
-    if key not in held:
-        held[key] = make(*args, *key)
-    return held[key]
+    return jax.make_array_from_callback(shape, where, block).block_until_ready()
 
 
 def _rows(leaf: Leaf, fill: Fill, dtype: np.dtype, start: int, stop: int) -> np.ndarray:
