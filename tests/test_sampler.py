@@ -531,6 +531,8 @@ class TestSample:
         logits = jax.device_put(logits, wide)
         got = draw(logits, batch(params, vocab), split, positions, top_n=2)
         np.testing.assert_array_equal(got.token, want.token, err_msg=f"{seed=}")
+        program = draw.lower(logits, batch(params, vocab), split, positions).compile().as_text()
+        assert "all-gather" not in program
         np.testing.assert_allclose(got.top_logprobs, want.top_logprobs, 1e-5, 1e-5)
 
     def test_inside_vmap(self, rng, seed):
