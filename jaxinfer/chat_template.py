@@ -22,7 +22,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 import jinja2.visitor
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 
 MAX_TEMPLATE_CHARS = 2**20
 MAX_CHAT_CHARS = 2**25  # of the rendered chat, and of each string made on the way
@@ -200,7 +200,7 @@ class _Metering(jinja2.visitor.NodeTransformer):
     """Rewrites a parsed template so that loops, text and concatenation go through the above."""
 
     def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         node.iter = _filtered(node.iter, "_metered", [])
         return node
 
@@ -208,11 +208,11 @@ class _Metering(jinja2.visitor.NodeTransformer):
         return jinja2.nodes.Const(node.data, lineno=node.lineno)
 
     def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         return _filtered(node.nodes[0], "_concatenated", node.nodes[1:])
 
 
-def _filtered(node: jinja2.nodes.Expr, name: str, arguments: list) -> jinja2.nodes.Filter:
+def _filtered(node: jinja2.nodes.Node, name: str, arguments: list) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, arguments, [], None, None, lineno=node.lineno)
 
 
@@ -251,9 +251,10 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             _limit_size(len(left) + len(right))
         elif operator == "*":
             for factor, other in ((left, right), (right, left)):
-                if isinstance(other, int):
-                    size = factor.bit_length() if isinstance(factor, int) else 0
-                    _limit_size(len(factor) * other if isinstance(factor, sized) else size)
+                if isinstance(factor, sized) and isinstance(other, int):
+                    _limit_size(len(factor) * other)
+                elif isinstance(factor, int):
+                    _limit_size(factor.bit_length())
         elif operator == "**":
             _limit_widths([left, right])
         elif operator == "%" and isinstance(left, str):
@@ -296,7 +297,9 @@ class _Dict:
 class _Generation(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` marks the assistant's words: here, just its body."""
 
-    tags = frozenset({"generation"})
+    def __init__(self, environment: jinja2.Environment):
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

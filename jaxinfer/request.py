@@ -11,6 +11,7 @@ import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 MAX_NEW_TOKENS = (
@@ -151,7 +152,7 @@ class SamplingParams:
     def validate(self, vocab_size: int) -> None:
         """Refuses (ValueError) what a model with `vocab_size` logits cannot honour."""
         _below_vocabulary("stop_token_ids", self.stop_token_ids, vocab_size)
-        _below_vocabulary("logit_bias", (token for token, _ in self.logit_bias), vocab_size)
+        _below_vocabulary("logit_bias", dict(self.logit_bias), vocab_size)
         for sequence in self.bad_word_ids:
             _below_vocabulary("bad_word_ids", sequence, vocab_size)
         if self.logprobs is not None and self.logprobs > vocab_size:
@@ -266,7 +267,8 @@ def _real(name: str, value: Any, low: float, high: float) -> float:
     required = f"a finite number from {low:g} to {high:g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise _error(name, required, value, "pass a float")
-    if not low <= value <= high:  # NaN fails too; before float(), which huge integers overflow
+    # NaN is in no range. Compared before float(), which huge integers overflow.
+    if not (operator.le(low, value) and operator.le(value, high)):
         raise _error(name, required, value, "choose a value in that range")
     return float(value)
 
@@ -295,11 +297,9 @@ def _sequence(name: str, value: Any, most: int, of: str) -> tuple:
     required = f"at most {most} {of}"
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise _error(name, required, value, "pass a tuple or a list")
-    if hasattr(value, "__len__") and len(value) > most:
-        raise _error(name, required, f"{len(value)} of them", "give fewer")
-    items = tuple(value)
+    items = tuple(islice(value, most + 1))
     if len(items) > most:
-        raise _error(name, required, f"{len(items)} of them", "give fewer")
+        raise _error(name, required, f"more than {most}", "give fewer")
     return items
 
 

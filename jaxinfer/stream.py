@@ -100,11 +100,11 @@ class Detokenizer:
 
     def _prompt_tail(self, prompt_ids: Sequence[int]) -> list[int]:
         """The last tokens of the prompt, from where a character begins."""
-        for length in range(_PROMPT_TAIL, _PROMPT_TAIL + _MAX_UNFINISHED + 1):
-            tail = list(prompt_ids[-length:])
+        for extra in range(_MAX_UNFINISHED + 1):
+            tail = list(prompt_ids[-_PROMPT_TAIL - extra :])
             if not self._decode(tail).startswith(REPLACEMENT):
-                break
-        return tail
+                return tail
+        return list(prompt_ids[-_PROMPT_TAIL:])
 
     def _finished_text(self, token_id: int) -> str:
         """The characters that `token_id` completes."""

@@ -8,6 +8,7 @@ This module knows nothing of models, of requests or of streaming.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,10 @@ class Tokenizer:
             )
         try:
             return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError) as cause:  # a lone surrogate
+        except Exception as cause:  # a lone surrogate; a character the vocabulary cannot spell
             raise ValueError(
-                f"text: required valid Unicode; received {cause}; decode with errors='replace'"
+                f"text: required characters that this tokenizer knows; received {cause}; "
+                "drop them, or decode bytes with errors='replace'"
             ) from cause
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -199,13 +201,42 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
             "transformers' save_pretrained, or work with token ids"
         )
     source = _read_text(path)
+    _check_merges(path, source)
+    required = "a tokenizer that the tokenizers library reads"
     try:
         backend = tokenizers.Tokenizer.from_str(source)
     except Exception as cause:  # the library raises this very class
-        raise _malformed(path, "a tokenizer that the tokenizers library reads", cause) from cause
+        raise _malformed(path, required, cause) from cause
+    _check_template_tokens(path, backend)
     backend.no_truncation()
     backend.no_padding()
     return backend
+
+
+def _check_merges(path: Path, source: str) -> None:
+    """Refuses merges shorter than the prefix they must have, on which the library aborts."""
+    if not re.search(r'"continuing_subword_prefix"\s*:\s*"[^"]', source):
+        return
+    model = _read_object(path).get("model")
+    model = model if isinstance(model, dict) else {}
+    prefix, merges = model.get("continuing_subword_prefix") or "", model.get("merges")
+    for merge in merges if isinstance(merges, list) else []:
+        right = (merge.split(" ") if isinstance(merge, str) else merge)[-1:]
+        if not all(isinstance(part, str) and part.startswith(prefix) for part in right):
+            raise _malformed(path, f"merges with the prefix {prefix!r} on the right", repr(merge))
+
+
+def _check_template_tokens(path: Path, backend: tokenizers.Tokenizer) -> None:
+    """Refuses a post-processor that adds a token it does not define: encoding would panic."""
+    if backend.post_processor is None:
+        return
+    state = json.loads(backend.post_processor.__getstate__())
+    for processor in (state, *state.get("processors", ())):
+        added = (*processor.get("single", ()), *processor.get("pair", ()))
+        names = {piece["SpecialToken"]["id"] for piece in added if "SpecialToken" in piece}
+        undefined = names - set(processor.get("special_tokens", ()))
+        if processor["type"] == "TemplateProcessing" and undefined:
+            raise _malformed(path, "special_tokens for the post-processor's", sorted(undefined))
 
 
 def _added_token(value: Any, **defaults) -> tokenizers.AddedToken:

@@ -263,6 +263,11 @@ MALFORMED = {
         b'{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}, "added_tokens": []}',
         b'{"model": {"type": "Unigram", "vocab": [], "unk_id": 9}, "added_tokens": []}',
         b"[" * 200_000,
+        b'{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"], '
+        b'"continuing_subword_prefix": "##"}, "added_tokens": []}',
+        b'{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [], '
+        b'"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": '
+        b'{"id": "<s>", "type_id": 0}}], "pair": [], "special_tokens": {}}}',
     ],
     "tokenizer_config.json": [
         b"{",
