@@ -6,7 +6,8 @@ it reads the last one's tokens, so host and device work at the same time. It kno
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence as Many
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import jax

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxinfer import compile_cache, quantize, sharding, shipped, weights
 from jaxinfer.config import ModelConfig
 from jaxinfer.engine import Engine, bucket
-from jaxinfer.models.decoder import Params
+from jaxinfer.models import decoder
 from jaxinfer.request import Completion, FinishReason, Request, SamplingParams, Token
 from jaxinfer.scheduler import Limits
 from jaxinfer.step import Scorer
@@ -73,9 +73,10 @@ class Model:
     """
 
     def __init__(
-        self, params: Params, config: ModelConfig, tokenizer: Tokenizer | None = None, *, mesh: Mesh | None = None,
+        self, params: decoder.Params, config: ModelConfig, tokenizer: Tokenizer | None = None, *, mesh: Mesh | None = None,
         max_slots: int = MAX_SLOTS, chunk: int = 512, decode_steps: int = 8,
     ):  # fmt: skip
+        params = decoder.prepare(params)
         self.params, self.config, self.tokenizer, self.mesh = params, config, tokenizer, mesh
         self._limits = Limits(slots=max_slots, max_length=1, chunk=chunk, decode_steps=decode_steps, reuse=True)
         self._scorer = Scorer(params, config, mesh)

@@ -18,6 +18,7 @@ from jaxinfer.models.linear import Leaf, Piece, whole
 from jaxinfer.models.norm import Norm, norm
 from jaxinfer.ragged import Ragged
 from jaxinfer.sharding import constrain
+from pallas_kernels.backend import platform
 
 
 @struct.dataclass
@@ -146,6 +147,18 @@ def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, shards: int = 1
             deviation = 0.02 if name in ("embed", "positions") else shape[-1] ** -0.5
             tensors[name] = deviation * jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
     return assemble(config, tensors, shards)
+
+
+def prepare(params: Params) -> Params:
+    """The same parameters in the form that runs fastest where they are; do it once, before serving.
+
+    On CPU a bfloat16 embedding is kept once more in float32 for looking tokens up: XLA would widen the whole table at
+    every call.
+    """
+    if platform() != "cpu" or isinstance(params.embed, quantize.QTensor) or params.embed.dtype != jnp.bfloat16:
+        return params
+    unembed = params.embed if params.unembed is None else params.unembed
+    return params.replace(embed=params.embed.astype(jnp.float32), unembed=unembed)
 
 
 def forward(
