@@ -11,6 +11,8 @@ def to_json(value):
         return {
             field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
+    if isinstance(value, dict):
+        return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     return value
@@ -33,6 +35,10 @@ def from_json(kind, value, where: str):
         if not isinstance(value, list):
             raise ValueError(f"{where} needs a list, got {value!r}")
         return tuple(from_json(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} needs an object, got {value!r}")
+        return {name: from_json(args[1], item, f"{where}.{name}") for name, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
     if kind is float and type(value) is int:

@@ -27,18 +27,23 @@ from jaxinfer.weights.loaded import DTYPES, Loaded, check_dtype, default_dtype
 from jaxinfer.weights.safetensors_file import CheckpointError, read_json
 
 SIDE_FILE = "jaxinfer.json"
+ARRAYS = "params"
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Description:
-    """What jaxinfer.json holds. shards: as in `Params`; quantize: of its matrices."""
+    """What jaxinfer.json holds. shards: as in `Params`; quantize: of its matrices.
+
+    files: the size in bytes of every file of the arrays.
+    """
 
     version: int
     config: ModelConfig
     shards: int
     dtype: str
     quantize: str | None
+    files: dict[str, int]
 
     def __post_init__(self):
         if self.version != VERSION:
@@ -74,19 +79,27 @@ def save(
     quantized = [leaf.method for leaf in _values(params) if isinstance(leaf, QTensor)]
     dtype = params.norm.scale.dtype.name
     method = quantized[0] if quantized else None
-    described = Description(VERSION, config, params.shards, dtype, method)
     template = _template(config, params.shards, np.dtype(dtype), None, method)
     if jax.tree.structure(params) != jax.tree.structure(template):
         raise ValueError(
             "params need to be those of config, all matrices quantized alike or none; got another "
             "structure"
         )
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
+        raise ValueError("params need to be live arrays, got deleted (donated) ones; save earlier")
     with new_folder(Path(folder).absolute()) as target:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target / "params", _named(params))
+            checkpointer.save(target / ARRAYS, _named(params))
+        files = _files(target / ARRAYS)
+        described = Description(VERSION, config, params.shards, dtype, method, files)
         (target / SIDE_FILE).write_text(json.dumps(to_json(described), indent=1) + "\n")
         if tokenizer_from is not None:
             copy_tokenizer(Path(tokenizer_from), target)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def read_description(folder: Path) -> Description:
@@ -114,13 +127,14 @@ def restore(folder: str | Path, *, dtype=None, mesh=None, quantize: str | None =
             f"{folder}: quantize={quantize!r} needs quantized parameters or a Hugging Face "
             f"checkpoint, got an Orbax checkpoint in {described.dtype}; quantize while converting"
         )
+    _check_files(folder / ARRAYS, described.files)
     method = quantize or described.quantize
     config, shards = described.config, sharding.model_shards(mesh)
     saved = np.dtype(described.dtype)
     wanted = check_dtype(dtype) or default_dtype(saved)
     stored = _template(config, described.shards, saved, mesh, method)
     template = _template(config, described.shards, wanted, mesh, method)
-    params = _read(folder / "params", template, stored)
+    params = _read(folder / ARRAYS, template, stored)
     if described.shards == shards:
         return Loaded(params, config, folder)
     new, treedef = jax.tree.flatten(decoder.layout(config, shards), is_leaf=decoder.is_leaf)
@@ -191,6 +205,20 @@ def _read(path: Path, template: Params, stored: Params) -> Params:
             "checkpoint again"
         ) from error
     return jax.tree.structure(template).unflatten(values[name] for name in _named(template))
+
+
+def _check_files(folder: Path, wanted: dict[str, int]) -> None:
+    found = _files(folder)
+    wrong = [
+        f"{name} ({found.get(name)} of {size} bytes)"
+        for name, size in wanted.items()
+        if found.get(name) != size
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: the arrays need the files that {SIDE_FILE} lists, got {some(wrong)}; fetch "
+            "or save the checkpoint again"
+        )
 
 
 def _check(path: Path, found: dict, wanted: dict) -> None:

@@ -195,7 +195,7 @@ def test_progress_reaches_the_total(tmp_path, capfd):
 
 
 def test_describe_reads_headers_only(tmp_path):
-    _, config, canonical = checkpoints.fresh(tmp_path, BF16, shards=2)
+    _, _, canonical = checkpoints.fresh(tmp_path, BF16, shards=2)
     files = sorted(tmp_path.glob("*.safetensors"))
     for path in files:
         header = path.read_bytes()[: 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]]

@@ -1,0 +1,72 @@
+"""What loading costs on the host, measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxinfer.models import decoder, registry
+from tests.weights import checkpoints
+
+SIZES = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 11,
+    "vocab_size": 4001,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+PROGRAM = """
+import json, resource, sys
+import jax
+from jaxinfer import weights
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+small, large, method = sys.argv[1:]
+weights.load(small, quantize=method or None)
+before = peak()
+params = weights.load(large, quantize=method or None).params
+held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(json.dumps([peak() - before, held]))
+"""
+
+
+@pytest.fixture(scope="module", params=[np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
+def folders(request, tmp_path_factory):
+    small, large = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("large")
+    checkpoints.fresh(small, request.param)
+    hf = checkpoints.LLAMA | SIZES
+    family = registry.family_of(hf)
+    config = family.read(hf)
+    rng = np.random.default_rng()
+    canonical = {
+        name: rng.random(shape, np.float32).astype(request.param)
+        for name, shape in decoder.canonical_shapes(config).items()
+    }
+    checkpoints.write(large, hf, {})
+    save_file(checkpoints.file_tensors(family, config, canonical), large / "model.safetensors")
+    return small, large
+
+
+def _measure(folders, method):
+    arguments = [sys.executable, "-c", PROGRAM, *map(str, folders), method]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)
+
+
+def test_no_second_copy(folders):
+    peak, held = _measure(folders, "")
+    assert held > 190e6
+    assert peak < 1.25 * held
+
+
+def test_quantizing_never_holds_the_full_precision_model(folders):
+    peak, held = _measure(folders, "int8")
+    assert 45e6 < held < 60e6
+    assert peak < held + 60e6
