@@ -157,6 +157,13 @@ def test_messages_must_be_json():
             chat_template.render("{{ messages }}", messages)
 
 
+def test_a_key_without_a_value_is_no_key():
+    """`content: null` comes with tool calls; templates know only a missing key."""
+    template = "{% for m in messages %}{{ m.content is defined }} {{ m | length }} {% endfor %}"
+    messages = [{"role": "user", "content": None, "x": 1}, {"role": "user", "content": ""}]
+    assert chat_template.render(template, messages) == "False 2 True 2 "
+
+
 def test_the_date_is_today():
     before = time.strftime("%d %b %Y")
     text = chat_template.render("{{ strftime_now('%d %b %Y') }}", [{"role": "user"}])
