@@ -3,6 +3,8 @@
 Only penalties, bad words and `min_tokens` need it; it takes 5 V bytes a row.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -75,7 +77,7 @@ def see_prompt(history: History, rows: jax.Array, tokens: jax.Array, valid: jax.
     """The history after prompt `tokens` [T] int32 of `rows` [T] int32, where `valid` [T] bool."""
     V = history.prompt_seen.shape[1]
     seen = history.prompt_seen.at[rows, jnp.where(valid, tokens, V)].set(True, mode="drop")
-    return history.replace(prompt_seen=seen)
+    return dataclasses.replace(history, prompt_seen=seen)
 
 
 def update(history: History, tokens: jax.Array, active: jax.Array) -> History:

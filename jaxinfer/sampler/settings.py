@@ -5,7 +5,7 @@ The widths come from the bounds in `jaxinfer.request`.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,16 @@ from jaxinfer.request import (
 
 MAX_EOS_IDS = 16  # of a model: generation_config.json may list several
 
-Array = jax.Array | np.ndarray
+_REALS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
 Rows = TypeVar("Rows")
 
 
@@ -43,22 +52,22 @@ class Sampling:
       processed ones.
     """
 
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    typical_p: Array
-    repetition_penalty: Array
-    presence_penalty: Array
-    frequency_penalty: Array
-    bias_ids: Array
-    bias_values: Array
-    min_tokens: Array
-    stop_ids: Array
-    held_ids: Array
-    bad_words: Array
-    key: Array
-    raw_logprobs: Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    typical_p: jax.Array
+    repetition_penalty: jax.Array
+    presence_penalty: jax.Array
+    frequency_penalty: jax.Array
+    bias_ids: jax.Array
+    bias_values: jax.Array
+    min_tokens: jax.Array
+    stop_ids: jax.Array
+    held_ids: jax.Array
+    bad_words: jax.Array
+    key: jax.Array
+    raw_logprobs: jax.Array
 
 
 def pack(
@@ -69,7 +78,7 @@ def pack(
     indices: Sequence[int] | None = None,
     rng: np.random.Generator | None = None,
 ) -> Sampling:
-    """Host arrays for the rows `params`.
+    """The rows `params` as NumPy arrays.
 
     Args:
       params: one per row; a request with n completions is n rows.
@@ -84,62 +93,27 @@ def pack(
         a length mismatch.
     """
     indices = [0] * len(params) if indices is None else indices
-    if len(indices) != len(params):
-        raise ValueError(
-            f"indices: required one per row, {len(params)}; received {len(indices)}; "
-            "pass None for all zeros"
-        )
-    if len(eos_ids) > MAX_EOS_IDS or any(not 0 <= token < vocab_size for token in eos_ids):
-        raise ValueError(
-            f"eos_ids: required at most {MAX_EOS_IDS} ids in [0, {vocab_size}); received "
-            f"{tuple(eos_ids)}; pass the ids of the model's generation_config.json"
-        )
-    for row in params:
-        row.validate(vocab_size)
-        if row.bad_words:
-            raise ValueError(
-                f"bad_words: required token ids; received the texts {row.bad_words}; encode them "
-                "with the tokenizer into bad_word_ids and clear bad_words"
-            )
-
-    def reals(name: str) -> np.ndarray:
-        return np.array([getattr(row, name) for row in params], np.float32)
-
-    def integers(name: str) -> np.ndarray:
-        return np.array([getattr(row, name) for row in params], np.int32)
-
+    _check(params, vocab_size, eos_ids, indices)
     stop_width = MAX_EOS_IDS + MAX_STOP_IDS
-    return Sampling(
-        temperature=reals("temperature"),
-        top_k=integers("top_k"),
-        top_p=reals("top_p"),
-        min_p=reals("min_p"),
-        typical_p=reals("typical_p"),
-        repetition_penalty=reals("repetition_penalty"),
-        presence_penalty=reals("presence_penalty"),
-        frequency_penalty=reals("frequency_penalty"),
-        bias_ids=_padded([[token for token, _ in row.logit_bias] for row in params], MAX_BIAS),
-        bias_values=_padded(
-            [[bias for _, bias in row.logit_bias] for row in params], MAX_BIAS, 0.0, np.float32
-        ),
-        min_tokens=integers("min_tokens"),
-        stop_ids=_padded(
-            [(() if row.ignore_eos else tuple(eos_ids)) + row.stop_token_ids for row in params],
-            stop_width,
-        ),
-        held_ids=_padded([tuple(eos_ids) + row.stop_token_ids for row in params], stop_width),
-        bad_words=np.stack([_right_aligned(row.bad_word_ids) for row in params])
-        if params
-        else np.zeros((0, MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), np.int32),
-        key=np.array(
-            [
-                request_key(_seed(row, rng), index)
-                for row, index in zip(params, indices, strict=True)
-            ],
-            np.uint32,
-        ).reshape(len(params), 2),
-        raw_logprobs=np.array([row.logprobs_mode == "raw" for row in params], np.bool_),
+    leaves: dict[str, Any] = {name: _column(params, name, np.float32) for name in _REALS}
+    leaves |= {name: _column(params, name, np.int32) for name in ("top_k", "min_tokens")}
+    biases = [dict(row.logit_bias) for row in params]
+    leaves["bias_ids"] = _padded([list(bias) for bias in biases], MAX_BIAS)
+    leaves["bias_values"] = _padded(
+        [list(bias.values()) for bias in biases], MAX_BIAS, 0.0, np.float32
     )
+    leaves["stop_ids"] = _padded(
+        [(*(() if row.ignore_eos else eos_ids), *row.stop_token_ids) for row in params], stop_width
+    )
+    leaves["held_ids"] = _padded([(*eos_ids, *row.stop_token_ids) for row in params], stop_width)
+    leaves["bad_words"] = np.full((len(params), MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), -1, np.int32)
+    leaves["key"] = np.zeros((len(params), 2), np.uint32)
+    for i, (row, index) in enumerate(zip(params, indices, strict=True)):
+        leaves["key"][i] = request_key(_seed(row, rng), index)
+        for j, word in enumerate(row.bad_word_ids):
+            leaves["bad_words"][i, j, -len(word) :] = word
+    leaves["raw_logprobs"] = np.array([row.logprobs_mode == "raw" for row in params], np.bool_)
+    return Sampling(**leaves)
 
 
 def greedy(batch: int) -> Sampling:
@@ -183,6 +157,35 @@ def set_rows(whole: Rows, slots: jax.Array, rows: Rows) -> Rows:
     )
 
 
+def _check(
+    params: Sequence[SamplingParams],
+    vocab_size: int,
+    eos_ids: Sequence[int],
+    indices: Sequence[int],
+) -> None:
+    if len(indices) != len(params):
+        raise ValueError(
+            f"indices: required one per row, {len(params)}; received {len(indices)}; "
+            "pass None for all zeros"
+        )
+    if len(eos_ids) > MAX_EOS_IDS or any(not 0 <= token < vocab_size for token in eos_ids):
+        raise ValueError(
+            f"eos_ids: required at most {MAX_EOS_IDS} ids in [0, {vocab_size}); received "
+            f"{tuple(eos_ids)}; pass the ids of the model's generation_config.json"
+        )
+    for row in params:
+        row.validate(vocab_size)
+        if row.bad_words:
+            raise ValueError(
+                f"bad_words: required token ids; received the texts {row.bad_words}; encode them "
+                "with the tokenizer into bad_word_ids and clear bad_words"
+            )
+
+
+def _column(params: Sequence[SamplingParams], name: str, dtype: type) -> np.ndarray:
+    return np.array([getattr(row, name) for row in params], dtype)
+
+
 def _seed(params: SamplingParams, rng: np.random.Generator | None) -> int:
     if params.seed is not None:
         return params.seed
@@ -198,12 +201,4 @@ def _padded(
     table = np.full((len(rows), width), fill, dtype)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
-    return table
-
-
-def _right_aligned(words: Sequence[Sequence[int]]) -> np.ndarray:
-    """[MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS]: the last token of each word in the last column."""
-    table = np.full((MAX_BAD_WORDS, MAX_BAD_WORD_TOKENS), -1, np.int32)
-    for line, word in zip(table, words, strict=False):
-        line[-len(word) :] = word
     return table
