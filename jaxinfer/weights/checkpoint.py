@@ -15,6 +15,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MOST_PROBLEMS = 10
+NESTED = "model.language_model."
 BASES = ("language_model.", "model.", "transformer.")
 
 
@@ -127,11 +128,8 @@ def match(
             problems.append(
                 f"the output head is tied to the embedding but has shape {list(head.shape)}"
             )
-    problems += [
-        f"unexpected {name!r}"
-        for name in found
-        if name not in used and not name.endswith(tuple(family.ignored))
-    ]
+    extra = [name for name in found if name not in used and not family.ignores(name)]
+    problems += [f"unexpected {name!r}" for name in extra]
     if problems:
         unique = list(dict.fromkeys(problems))
         raise CheckpointError(
@@ -150,6 +148,12 @@ def file_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
 
 def _prefixed(found: dict[str, Entry], wanted: set[str]) -> dict[str, Entry]:
     """The files' tensors, with the base model's prefix added or removed if only that differs."""
+    if any(name.startswith(NESTED) for name in found):
+        inner = {name.replace(NESTED, "model.", 1): entry for name, entry in found.items()}
+        return {
+            name if name in wanted else name.removeprefix("model."): entry
+            for name, entry in inner.items()
+        }
     for base in BASES:
         inside = any(name.startswith(base) for name in found)
         expected = any(name.startswith(base) for name in wanted)

@@ -14,6 +14,7 @@ from jaxinfer.models.family import Family, Source
 from jaxinfer.quantize import QTensor
 from jaxinfer.weights.checkpoint import INDEX, SINGLE, file_shape
 from jaxinfer.weights.folder import copy_tokenizer, new_folder
+from jaxinfer.weights.loaded import as_laid_out
 from jaxinfer.weights.safetensors_file import write
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -47,7 +48,7 @@ def save(
             "the Hugging Face layout needs unquantized parameters, got quantized ones; save them "
             "with Orbax"
         )
-    tensors, read = _tensors(params, config, family)
+    tensors, read = _tensors(as_laid_out(params, config), config, family)
     parts = _parts(tensors, max_shard_bytes)
     names = (
         [SINGLE]

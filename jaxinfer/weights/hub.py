@@ -22,10 +22,10 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     CheckpointError where there is neither, naming the remedy.
     """
     path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
+    if path_or_hub_id != "" and path.is_dir():
         return path
     text = str(path_or_hub_id)
-    if path.exists():
+    if path_or_hub_id != "" and path.exists():
         raise CheckpointError(
             f"a model is a folder with config.json and *.safetensors, got the file {text}; "
             f"{_file(path)}"

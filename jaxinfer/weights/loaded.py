@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.decoder import Params
+from jaxinfer.quantize import QTensor
 from pallas_kernels.backend import platform
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -20,6 +21,16 @@ class Loaded:
     params: Params
     config: ModelConfig
     folder: Path
+
+
+def as_laid_out(params: Params, config: ModelConfig) -> Params:
+    """The parameters as `decoder.layout` has them: what `decoder.prepare` added is taken away."""
+    embed, head, dtype = params.embed, params.unembed, params.norm.scale.dtype
+    if isinstance(embed, QTensor) or embed.dtype == dtype:
+        return params
+    if config.tied and head is not None:
+        return params.replace(embed=head, unembed=None)
+    return params.replace(embed=embed.astype(dtype))
 
 
 def check_dtype(dtype) -> np.dtype | None:

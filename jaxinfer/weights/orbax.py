@@ -23,7 +23,7 @@ from jaxinfer.quantize import METHODS, QTensor, check_method
 from jaxinfer.weights.checkpoint import some
 from jaxinfer.weights.description import from_json, to_json
 from jaxinfer.weights.folder import copy_tokenizer, new_folder
-from jaxinfer.weights.loaded import DTYPES, Loaded, check_dtype, default_dtype
+from jaxinfer.weights.loaded import DTYPES, Loaded, as_laid_out, check_dtype, default_dtype
 from jaxinfer.weights.safetensors_file import CheckpointError, read_json
 
 SIDE_FILE = "jaxinfer.json"
@@ -76,6 +76,7 @@ def save(
 
     tokenizer_from: a folder whose tokenizer files are copied along.
     """
+    params = as_laid_out(params, config)
     quantized = [leaf.method for leaf in _values(params) if isinstance(leaf, QTensor)]
     dtype = params.norm.scale.dtype.name
     method = quantized[0] if quantized else None

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 MAX_HEADER = 100_000_000
-BLOCK = 8 << 20
+BLOCK = 1 << 20
 METADATA = "__metadata__"
 FLOATS = {
     "F64": np.dtype(np.float64),
@@ -211,8 +211,7 @@ def _check_cover(entries, path, base, total):
 def read_rows(
     entry: Entry, start: int, stop: int, out: np.ndarray, transposed: bool = False
 ) -> None:
-    """Rows start .. stop of a tensor into `out` [stop - start, ...] (C-contiguous), converted to
-    its dtype.
+    """Rows start .. stop of a tensor into `out` [stop - start, ...] (C-contiguous), in its dtype.
 
     transposed: the file holds `[in, out]`, and rows are counted along its second axis. At most
     BLOCK bytes (or one row) are held beside `out`.
@@ -223,11 +222,12 @@ def read_rows(
     base = entry.offset if transposed else entry.offset + start * width
     direct = not transposed and dtype == out.dtype
     step = across if direct else max(1, BLOCK // max(1, width))
+    buffer = out if direct else np.empty((min(step, across), *entry.shape[1:]), dtype)
     with open(entry.path, "rb", buffering=0) as file:
         file.seek(base)
         for at in range(0, across, max(1, step)):
             count = min(step, across - at)
-            block = out if direct else np.empty((count, *entry.shape[1:]), dtype)
+            block = buffer[:count]
             _fill(file, block, entry)
             if transposed:
                 cast(np.ascontiguousarray(block[:, start:stop].T), out[:, at : at + count], entry)

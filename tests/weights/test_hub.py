@@ -84,9 +84,7 @@ def test_only_safe_files_are_fetched(downloads, tmp_path):
 @pytest.mark.parametrize("text", ["name", "./none", "/none/at", "a/b/c", "org/", "", "../org/name"])
 def test_what_is_neither_folder_nor_hub_id(text, tmp_path, monkeypatch, downloads):
     monkeypatch.chdir(tmp_path)
-    if text == "":
-        (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(weights.CheckpointError, match=r"folder|config\.json"):
+    with pytest.raises(weights.CheckpointError, match="not a hub id like org/name"):
         weights.load(text)
     assert downloads == []
 

@@ -15,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 from jaxinfer import quantize, weights
 from jaxinfer.models import decoder, registry
 from jaxinfer.models.family import Family, Source
+from jaxinfer.weights import orbax
 from jaxinfer.weights.loaded import default_dtype
+from tests.models.small_configs import SMALL
 from tests.weights import checkpoints
 
 BF16 = ml_dtypes.bfloat16
@@ -103,6 +105,56 @@ def test_base_model_prefix_may_be_absent(tmp_path):
     bare = {name.removeprefix("model."): value for name, value in load_file(path).items()}
     save_file(bare, path)
     assert checkpoints.equal(weights.load(tmp_path).params, decoder.assemble(config, canonical))
+
+
+@pytest.mark.parametrize("inside", ["model.language_model.", "language_model.model."])
+def test_the_text_half_of_a_checkpoint_with_images(tmp_path, inside):
+    """Both layouts that transformers has written; what belongs to images is passed over."""
+    text = SMALL["gemma3"]
+    hf = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    family = registry.family_of(hf)
+    config = family.read(hf)
+    canonical = checkpoints.random_tensors(config, np.float32)
+    files = checkpoints.file_tensors(family, config, canonical)
+    nested = {name.replace("model.", inside, 1): value for name, value in files.items()}
+    outer = inside.partition("language_model.")[0]
+    for name in ("vision_tower.head.probe", "multi_modal_projector.weight"):
+        nested[outer + name] = np.ones(3, np.float32)
+    checkpoints.write(tmp_path, hf, nested)
+    assert checkpoints.equal(weights.load(tmp_path).params, decoder.assemble(config, canonical))
+    checkpoints.write(tmp_path, hf, nested | {"audio_tower.probe": np.ones(3, np.float32)})
+    with pytest.raises(weights.CheckpointError, match="unexpected 'audio_tower"):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_family_there_and_back(tmp_path, name):
+    hf = SMALL[name]
+    family = registry.family_of(hf)
+    config = family.read(hf)
+    canonical = checkpoints.random_tensors(config, BF16)
+    files = checkpoints.file_tensors(family, config, canonical)
+    checkpoints.write(tmp_path / "first", hf, files)
+    loaded = weights.load(tmp_path / "first", dtype="bfloat16")
+    assert checkpoints.equal(loaded.params, decoder.assemble(config, canonical))
+    weights.save(tmp_path / "second", loaded.params, config, family, hf)
+    again = load_file(tmp_path / "second" / "model.safetensors")
+    assert again.keys() == files.keys()
+    assert all(np.array_equal(again[name], files[name]) for name in files)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_prepared_to_run_are_saved_as_they_were(tmp_path, tied):
+    family, config, canonical = checkpoints.fresh(tmp_path / "hf", BF16, tie_word_embeddings=tied)
+    params = decoder.assemble(config, canonical)
+    prepared = decoder.prepare(params)
+    assert prepared.embed.dtype == np.float32
+    hf, *_ = weights.read_config(tmp_path / "hf")
+    weights.save(tmp_path / "again", prepared, config, family, hf)
+    orbax.save(tmp_path / "orbax", prepared, config)
+    for name in ("again", "orbax"):
+        loaded = weights.load(tmp_path / name, dtype="bfloat16")
+        assert checkpoints.equal(loaded.params, params)
 
 
 def _tied(folder, head_of):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxinfer import sharding, weights
@@ -28,6 +29,6 @@ def test_a_mesh_that_does_not_fit_the_model(tmp_path):
     """Refused before a weight is read."""
     checkpoints.fresh(tmp_path, num_attention_heads=4, num_key_value_heads=2, intermediate_size=111)
     (tmp_path / "model.safetensors").unlink()
-    mesh = sharding.jax.sharding.AbstractMesh((1, 2), sharding.AXES)
+    mesh = jax.sharding.AbstractMesh((1, 2), sharding.AXES)
     with pytest.raises(ValueError, match="d_ff"):
         weights.load(tmp_path, mesh=mesh)

@@ -165,7 +165,7 @@ def _fail(value):
 
 
 def test_arrays_overwritten_in_place(folder):
-    """In a process of its own: reads that Orbax leaves behind report to whichever test comes next."""
+    """In a process of its own: reads that Orbax leaves behind would fail a later test."""
     loaded = weights.load(folder / "hf")
     orbax.save(folder / "saved", loaded.params, loaded.config)
     for path in _arrays(folder / "saved"):
