@@ -225,9 +225,9 @@ def _check_files(folder: Path, wanted: dict[str, int]) -> None:
 def _check(path: Path, found: dict, wanted: dict) -> None:
     problems = [f"missing {name!r}" for name in wanted if name not in found]
     problems += [f"unexpected {name!r}" for name in found if name not in wanted]
-    for name in found.keys() & wanted.keys():
-        shape, dtype = wanted[name].shape, wanted[name].dtype
-        if found[name] != (shape, dtype):
+    for name, like in wanted.items():
+        shape, dtype = like.shape, like.dtype
+        if name in found and found[name] != (shape, dtype):
             problems.append(
                 f"{name!r} needs {dtype} {list(shape)}, got {found[name][1]} {list(found[name][0])}"
             )
