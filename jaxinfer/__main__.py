@@ -1,6 +1,8 @@
 """python -m jaxinfer: the command line."""
 
+import sys
+
 from jaxinfer.cli.main import run
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

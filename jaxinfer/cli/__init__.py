@@ -1,0 +1,1 @@
+"""The command line: `jaxinfer COMMAND`, one file a command."""

@@ -1,0 +1,118 @@
+"""jaxinfer info: what a checkpoint is, from its headers alone."""
+
+import math
+from pathlib import Path
+
+from absl.flags import FlagValues
+
+from jaxinfer import shipped, weights
+from jaxinfer.cli import output
+from jaxinfer.cli.flags import Command, Flags
+from jaxinfer.models import decoder, registry
+from jaxinfer.weights import orbax
+from jaxinfer.weights.loaded import DTYPES, check_dtype, default_dtype
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def define(flags: Flags) -> None:
+    flags.group("Model")
+    flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
+               "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
+    flags.choice("dtype", "for the sizes: what the weights are loaded in; without it what loading here would take", DTYPES)
+    flags.group("Output")
+    flags.switch("json", "one JSON object on stdout in place of a table")
+
+
+def run(values: FlagValues) -> None:
+    folder = shipped.target() if values.model is None else weights.resolve(values.model)
+    found = describe(folder, values.dtype)
+    if values.json:
+        output.write_json(found)
+    else:
+        output.table(_words(found))
+
+
+def describe(folder: Path, dtype: str | None = None) -> dict:
+    """As `weights.describe`, for either layout, and `layout` and `folder`."""
+    if orbax.is_checkpoint(folder):
+        return {"layout": "orbax", "folder": str(folder), **_orbax(folder, dtype)}
+    return {"layout": "huggingface", "folder": str(folder), **weights.describe(folder, dtype=dtype)}
+
+
+def _orbax(folder: Path, dtype: str | None) -> dict:
+    described = orbax.read_description(folder)
+    config, used = described.config, check_dtype(dtype) or default_dtype(check_dtype(described.dtype))
+    layers = decoder.leaves(config, 1)
+    narrow = sum(math.prod(leaf.shape) for leaf in layers if leaf.quantizable) if described.quantize else 0
+    rows = sum(leaf.shape[0] for leaf in layers if leaf.quantizable) if described.quantize else 0
+    parameters = sum(math.prod(shape) for shape in decoder.canonical_shapes(config).values())
+    per_layer = 2 * config.num_kv_heads * config.head_dim * used.itemsize
+    return {
+        "family": config.family,
+        "architecture": registry.by_name(config.family).architectures[0],
+        "parameters": parameters,
+        "bytes": (parameters - narrow) * used.itemsize + narrow + 4 * rows,
+        "dtype": used.name,
+        "quantize": described.quantize,
+        "stored_bytes": {described.dtype: sum(described.files.values())},
+        "kv_bytes_per_token": per_layer * len(config.layers),
+        "kv_windowed_bytes_per_token": per_layer * sum(layer.window is not None for layer in config.layers),
+        "kv_dtype": used.name,
+        "layers": len(config.layers),
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "windows": sorted({layer.window for layer in config.layers if layer.window is not None}),
+        "context": config.max_position,
+        "vocabulary": config.vocab_size,
+        "tied": config.tied,
+        "files": described.files,
+    }
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    power = min(int(math.log2(count)) // 10, len(UNITS) - 1) if count >= 1 else 0
+    return f"{count:g} bytes" if power == 0 else f"{count / 1024**power:.1f} {UNITS[power]}"
+
+
+def _words(found: dict) -> dict[str, str]:
+    files = found["files"]
+    rows = {
+        "folder": found["folder"],
+        "layout": found["layout"],
+        "family": f"{found['family']} ({found['architecture']})",
+        "parameters": f"{found['parameters']:,}",
+        "weights": f"{size(found['bytes'])} as {found.get('quantize') or found['dtype']}",
+        "stored": ", ".join(f"{size(count)} {kind}" for kind, count in found["stored_bytes"].items()),
+        "kv cache": f"{size(found['kv_bytes_per_token'])} a token ({found['kv_dtype']})",
+        "layers": str(found["layers"]),
+        "width": f"{found['d_model']}, feed-forward {found['d_ff']}",
+        "heads": f"{found['heads']} query, {found['kv_heads']} key-value, of {found['head_dim']}",
+        "context": f"{found['context']:,} tokens",
+        "vocabulary": f"{found['vocabulary']:,}" + (", output head tied to the embedding" if found["tied"] else ""),
+        "files": f"{len(files)}, {size(sum(files.values()))}",
+    }
+    if found["windows"]:
+        windows, windowed = ", ".join(map(str, found["windows"])), size(found["kv_windowed_bytes_per_token"])
+        rows["windows"] = f"{windows} tokens, in layers with {windowed} of the kv cache of a token"
+    return rows
+
+
+COMMAND = Command(
+    name="info",
+    summary="what a checkpoint is: family, parameters, bytes, cache per token",
+    description="Reads the headers only, so it is quick for a model of any size that lies on disk. Sizes are those "
+    "after loading on this machine, or in --dtype.",
+    examples=(
+        "jaxinfer info",
+        "jaxinfer info ~/models/Llama-3.2-1B",
+        "jaxinfer info --model ~/models/gemma-2-2b --dtype bfloat16 --json",
+    ),
+    define=define,
+    run=run,
+    positional=("model",),
+)

@@ -1,0 +1,30 @@
+"""Flags that say which model, and how it is held."""
+
+from absl.flags import FlagValues
+
+from jaxinfer import compile_cache
+from jaxinfer.cli.flags import INTEGER, Flags
+from jaxinfer.model import MAX_SLOTS, Model, load
+from jaxinfer.quantize import METHODS
+from jaxinfer.weights.loaded import DTYPES
+
+
+def define(flags: Flags) -> None:
+    flags.group("Model")
+    flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
+               "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
+    flags.choice("dtype", "of the weights; without it the checkpoint's own, and float32 on CPU", DTYPES)
+    flags.choice("quantize", "round the weights while loading", METHODS)
+    flags.text("mesh", "spread over several devices, like data=2,model=4", form="AXES")
+    flags.text("compile_cache", "where compiled programs are kept; without it ~/.cache/jaxinfer/xla", form="FOLDER")
+
+
+def define_slots(flags: Flags) -> None:
+    flags.one("max_slots", INTEGER, "how many texts run at once; further ones wait", MAX_SLOTS)
+
+
+def read(values: FlagValues, **options) -> Model:
+    """Load the model; ValueError or OSError says why it cannot be."""
+    if values.compile_cache is not None:
+        compile_cache.enable(values.compile_cache)
+    return load(values.model, dtype=values.dtype, mesh=values.mesh, quantize=values.quantize, **options)
