@@ -157,7 +157,7 @@ COMMAND = Command(
     name="chat",
     summary="talk with a model in the terminal",
     description="Reads a line, streams the answer, and remembers the conversation; each turn reads only what is new, "
-    "because the cache keeps the rest. Lines may also come from a pipe. /help lists what can be typed besides messages.",
+    "because the cache keeps the rest. Lines may also come from a pipe. /help lists what else can be typed.",
     examples=(
         "jaxinfer chat --model Qwen/Qwen2.5-0.5B-Instruct",
         "jaxinfer chat --model ~/models/Llama-3.2-1B-Instruct --system 'Answer in one sentence.' --temperature 0",

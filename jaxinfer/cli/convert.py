@@ -7,7 +7,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 from jaxinfer import shipped, weights
-from jaxinfer.cli import output
+from jaxinfer.cli import model, output
 from jaxinfer.cli.flags import Command, Flags
 from jaxinfer.cli.info import describe, size
 from jaxinfer.models import registry
@@ -22,8 +22,7 @@ CONFIG = "config.json"
 
 def define(flags: Flags) -> None:
     flags.group("Conversion")
-    flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
-               "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
+    model.define_name(flags)
     flags.text("output", "the folder to write", form="FOLDER")
     flags.choice("to", "the layout to write; without it, the one that the model does not have", LAYOUTS)
     flags.choice("dtype", "of the weights; without it, as they are", DTYPES)
@@ -105,7 +104,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
 COMMAND = Command(
     name="convert",
     summary="write a checkpoint in another layout or dtype",
-    description="From the Hugging Face layout to Orbax (which restores onto any mesh, and can hold rounded weights) and "
+    description="From the Hugging Face layout to Orbax (restores onto any mesh, can hold rounded weights) and "
     "back. The dtype stays unless --dtype says otherwise. The output appears whole or not at all.",
     examples=(
         "jaxinfer convert ~/models/Llama-3.2-1B ~/models/Llama-3.2-1B-orbax",

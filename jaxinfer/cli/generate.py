@@ -102,8 +102,8 @@ COMMAND = Command(
     name="generate",
     summary="continue a prompt",
     description="Writes the continuation to stdout as it comes, then a line with the time to the first token (TTFT) "
-    "and the decoding speed to stderr. A model with a chat template gets the prompt as the user's turn of a chat; --raw "
-    "continues the text as it stands.",
+    "and the decoding speed to stderr. A model with a chat template gets the prompt as the user's turn of a chat; "
+    "--raw continues the text as it stands.",
     examples=(
         'jaxinfer generate --prompt "def fibonacci(n):"',
         "jaxinfer generate --model ~/models/Llama-3.2-1B-Instruct --prompt 'Why is the sky blue?' --max_new_tokens 300",

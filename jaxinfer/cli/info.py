@@ -6,7 +6,7 @@ from pathlib import Path
 from absl.flags import FlagValues
 
 from jaxinfer import shipped, weights
-from jaxinfer.cli import output
+from jaxinfer.cli import model, output
 from jaxinfer.cli.flags import Command, Flags
 from jaxinfer.models import decoder, registry
 from jaxinfer.weights import orbax
@@ -17,9 +17,8 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 def define(flags: Flags) -> None:
     flags.group("Model")
-    flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
-               "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
-    flags.choice("dtype", "for the sizes: what the weights are loaded in; without it what loading here would take", DTYPES)
+    model.define_name(flags)
+    flags.choice("dtype", "what the weights are loaded in, for the sizes; without it what loading here takes", DTYPES)
     flags.group("Output")
     flags.switch("json", "one JSON object on stdout in place of a table")
 

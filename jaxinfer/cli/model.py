@@ -9,10 +9,14 @@ from jaxinfer.quantize import METHODS
 from jaxinfer.weights.loaded import DTYPES
 
 
-def define(flags: Flags) -> None:
-    flags.group("Model")
+def define_name(flags: Flags) -> None:
     flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
                "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
+
+
+def define(flags: Flags) -> None:
+    flags.group("Model")
+    define_name(flags)
     flags.choice("dtype", "of the weights; without it the checkpoint's own, and float32 on CPU", DTYPES)
     flags.choice("quantize", "round the weights while loading", METHODS)
     flags.text("mesh", "spread over several devices, like data=2,model=4", form="AXES")

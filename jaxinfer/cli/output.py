@@ -13,7 +13,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def write(text: str) -> None:
-    """Text on stdout, shown at once. A model's text cannot steer a terminal: there, control characters become U+FFFD."""
+    """Text on stdout, shown at once. On a terminal control characters become U+FFFD: models must not steer it."""
     if is_terminal(sys.stdout):
         text = "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
     sys.stdout.write(text)

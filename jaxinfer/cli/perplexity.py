@@ -14,7 +14,7 @@ WINDOW = 1024
 def define(flags: Flags) -> None:
     flags.group("Text")
     flags.text("file", "the text, UTF-8; - is standard input", form="FILE")
-    flags.one("window", INTEGER, f"tokens the model sees at once; without it {WINDOW}, or its context where that is less")
+    flags.one("window", INTEGER, f"tokens the model sees at once; without it {WINDOW}, or its context if less")
     flags.one("stride", INTEGER, "tokens from one window's end to the next: less is slower and gives each token more "
               "context; without it half a window")  # fmt: skip
     model.define(flags)

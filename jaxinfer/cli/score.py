@@ -74,12 +74,12 @@ COMMAND = Command(
     name="score",
     summary="the log-probability of each token of a text",
     description="Scores a text by the model's own distribution (no temperature): log p(token | tokens before it), "
-    "natural logarithm; the first token has none. On a terminal the text is coloured, green likely to red unlikely, above a "
-    "table of tab-separated columns. The text is taken as it stands, without a chat template.",
+    "natural logarithm; the first token has none. On a terminal the text is coloured, green likely to red "
+    "unlikely, above a table of tab-separated columns. The text is taken as it stands, without a chat template.",
     examples=(
         "jaxinfer score --prompt 'for i in range(10):'",
         "jaxinfer score --prompt_file essay.txt --json",
-        "jaxinfer score --token_ids 1,2,3 --json       # {\"token_ids\": [1, 2, 3], \"logprobs\": [null, ...], ...}",
+        'jaxinfer score --token_ids 1,2,3 --json       # {"token_ids": [1, 2, 3], "logprobs": [null, ...], ...}',
     ),
     define=define,
     run=run,
