@@ -6,9 +6,10 @@ from pathlib import Path
 from jaxinfer.weights import huggingface, orbax
 from jaxinfer.weights.export import save
 from jaxinfer.weights.hub import resolve
-from jaxinfer.weights.huggingface import describe, read_config
+from jaxinfer.weights.huggingface import read_config
 from jaxinfer.weights.loaded import Loaded
 from jaxinfer.weights.safetensors_file import CheckpointError
+from jaxinfer.weights.summary import describe
 
 __all__ = ["CheckpointError", "Loaded", "describe", "load", "read_config", "resolve", "save"]
 

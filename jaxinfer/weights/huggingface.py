@@ -1,5 +1,4 @@
-"""Checkpoints in the layout of Hugging Face transformers: `config.json`, safetensors files,
-tokenizer files.
+"""Checkpoints in the layout of Hugging Face transformers: `config.json` and safetensors files.
 
 Everything is checked before the first array is made; then each parameter is read, converted,
 quantized and placed on its own, so that the host holds one parameter beside those already placed.
@@ -33,11 +32,9 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 MOST_LAYERS = 4096
 
 
-def read_config(folder: Path) -> tuple[dict, Family, ModelConfig]:
-    """config.json as parsed, its family, and what it describes; CheckpointError where it cannot be
-    used.
-    """
-    path = folder / "config.json"
+def read_config(folder: str | Path) -> tuple[dict, Family, ModelConfig]:
+    """config.json as parsed, its family, and what it describes. CheckpointError: it is unusable."""
+    path = Path(folder) / "config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder}: needs config.json, which is missing; give the folder of a whole checkpoint"
@@ -125,45 +122,3 @@ def _check_tied(folder: Path, embed: Entry, head: Entry) -> None:
                 "a different head; set tie_word_embeddings to false in config.json if the head is "
                 "meant"
             )
-
-
-def describe(folder: Path, *, dtype=None, cache_dtype=None) -> dict:
-    """What a checkpoint is, as plain numbers, from config.json and the files' headers alone.
-
-    parameters counts a tied head once. kv_bytes_per_token is what one position costs in all layers,
-    in `cache_dtype` (None: the dtype it would load in); kv_windowed_bytes_per_token is the part of
-    layers that keep only a window.
-    """
-    hf, family, config = read_config(folder)
-    tensors, _ = checkpoint.match(folder, family, config)
-    stored = {}
-    for entry in {tensor.entry for tensor in tensors.values()}:
-        stored[entry.dtype] = stored.get(entry.dtype, 0) + entry.size
-    parameters = sum(math.prod(shape) for shape in decoder.canonical_shapes(config).values())
-    used = check_dtype(dtype) or default_dtype(checkpoint.dtype_of(tensors))
-    cache = check_dtype(cache_dtype) or used
-    paths = sorted({tensor.entry.path for tensor in tensors.values()})
-    per_layer = 2 * config.num_kv_heads * config.head_dim * cache.itemsize
-    return {
-        "family": family.name,
-        "architecture": hf["architectures"][0],
-        "parameters": parameters,
-        "bytes": parameters * used.itemsize,
-        "dtype": used.name,
-        "stored_bytes": dict(sorted(stored.items())),
-        "kv_bytes_per_token": per_layer * len(config.layers),
-        "kv_windowed_bytes_per_token": per_layer
-        * sum(layer.window is not None for layer in config.layers),
-        "kv_dtype": cache.name,
-        "layers": len(config.layers),
-        "d_model": config.d_model,
-        "d_ff": config.d_ff,
-        "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "windows": sorted({layer.window for layer in config.layers if layer.window is not None}),
-        "context": config.max_position,
-        "vocabulary": config.vocab_size,
-        "tied": config.tied,
-        "files": {path.name: path.stat().st_size for path in paths},
-    }

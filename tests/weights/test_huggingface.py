@@ -3,13 +3,17 @@
 import dataclasses
 import json
 import math
+import os
+import secrets
 import struct
+import sys
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file, save_file
 
 from jaxinfer import quantize, weights
@@ -341,6 +345,37 @@ def test_a_failed_save_leaves_nothing(tmp_path):
 def test_the_default_dtype_follows_the_platform(monkeypatch, platform, stored, wanted):
     monkeypatch.setattr("jaxinfer.weights.loaded.platform", lambda: platform)
     assert default_dtype(np.dtype(stored)) == wanted
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    checkpoints.fresh(tmp_path)
+    reader, writer = os.openpty()
+    with open(writer, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        weights.load(tmp_path)
+        terminal.flush()
+        weights.load(tmp_path, show_progress=True)
+        assert b"loading weights" in os.read(reader, 1 << 16)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("name", ["llama3", "phi3-long", "gemma3", "gpt2"])
+def test_transformers_reads_what_we_write(tmp_path, name):
+    hf = SMALL[name]
+    family = registry.family_of(hf)
+    config = family.read(hf)
+    params = decoder.init(config, jax.random.key(secrets.randbits(31)))
+    weights.save(tmp_path, params, config, family, hf)
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    state = model.state_dict()
+    wanted = checkpoints.file_tensors(family, config, decoder.canonical(config, params))
+    for tensor, value in wanted.items():
+        assert np.array_equal(state[tensor].numpy(), value), tensor
 
 
 def test_parameter_count_of_a_tied_head(tmp_path):

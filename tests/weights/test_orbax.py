@@ -83,6 +83,19 @@ def test_int8_may_run_as_w8a8_but_not_be_made_here(folder):
         weights.load(folder / "plain", quantize="int8")
 
 
+@pytest.mark.parametrize("method", [None, "int8"])
+def test_describe(folder, method):
+    loaded = weights.load(folder / "hf", quantize=method)
+    orbax.save(folder / "saved", loaded.params, loaded.config)
+    found, wanted = weights.describe(folder / "saved"), weights.describe(folder / "hf")
+    assert found["bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    assert (found["layout"], found["quantize"]) == ("orbax", method)
+    assert set(found) == set(wanted)
+    for name in set(found) - {"layout", "quantize", "bytes", "stored_bytes", "files"}:
+        assert found[name] == wanted[name]
+    assert found["files"]["_METADATA"] == (folder / "saved/params/_METADATA").stat().st_size
+
+
 def _json(change):
     def damage(folder):
         path = folder / orbax.SIDE_FILE
