@@ -109,7 +109,8 @@ def distinct_model(hf: dict):
         with torch.no_grad():
             ids = torch.tensor(tokens[None], dtype=torch.long)
             truth = model(ids).logits[0].numpy()
-            path = model.generate(ids[:, :PROMPT], max_new_tokens=STEPS, do_sample=False)
+            prompt, seen = ids[:, :PROMPT], torch.ones((1, PROMPT), dtype=torch.long)
+            path = model.generate(prompt, attention_mask=seen, max_new_tokens=STEPS, do_sample=False)
             choices = model(path[:, :-1]).logits[0, PROMPT - 1 :].sort().values
         generated = path[0, PROMPT:].tolist()
         gap = (choices[:, -1] - choices[:, -2]).min() / choices.abs().max()
