@@ -6,9 +6,10 @@ it reads the last one's tokens, so host and device work at the same time. It kno
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Entry, Feed, Output, Programs, State, new_state
 
 SMALLEST_SPAN = 128  # the least cache slots a program reads per row; buckets double from here
-UNBOUNDED = 2**30
+PROMPT_GROWTH = 4  # and grow faster where a prompt is read, which costs more than what it attends to
 SMALLEST_STEP = 16  # the least tokens of a ragged step; buckets double from here
 TOP_N = (0, 8, 32)  # how many alternatives a program returns per token, where log-probabilities are asked for
 
@@ -40,19 +41,28 @@ class InFlight:
     output: Output
 
 
-def bucket(value: int, smallest: int, largest: int) -> int:
-    """The least power-of-two multiple of `smallest` that holds value, but no more than `largest`."""
+def bucket(value: int, smallest: int, largest: int, growth: int = 2) -> int:
+    """The least of smallest, smallest * growth, ... that holds value, but no more than `largest`."""
     size = smallest
     while size < value:
-        size *= 2
+        size *= growth
     return min(size, largest)
+
+
+def ladder(smallest: int, largest: int, growth: int = 2) -> list[int]:
+    """Every value that `bucket` gives for 1 .. largest."""
+    steps = [bucket(1, smallest, largest, growth)]
+    while steps[-1] < largest:
+        steps.append(bucket(steps[-1] + 1, smallest, largest, growth))
+    return steps
 
 
 def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Limits:
     """The limits with what follows from the model filled in."""
     ropes = [layer.rope for layer in config.layers if layer.rope is not None]
     by_length = {rope.scaling: rope.original_max_position for rope in ropes}
-    spare = [ring.capacity - ring.window - ring.sinks for ring in rings if ring.window and ring.capacity < limits.max_length]
+    wraps = [ring for ring in rings if ring.window is not None and ring.capacity < limits.max_length]
+    spare = [ring.capacity - ring.window - ring.sinks for ring in wraps]
     return dataclasses.replace(
         limits,
         rope_switch=by_length.get("longrope", 0),
@@ -69,8 +79,8 @@ class Engine:
     """
 
     def __init__(
-        self, params: decoder.Params, config: ModelConfig, limits: Limits, *, mesh=None, eos_ids: Many[int] = (), page_size: int | None = None,
-        num_pages: int | None = None, stream_window: int | None = None, sinks: int = 0, seed: int | None = None,
+        self, params: decoder.Params, config: ModelConfig, limits: Limits, *, mesh=None,
+        eos_ids: Many[int] = (), page_size: int | None = None, num_pages: int | None = None, stream_window: int | None = None, sinks: int = 0, seed: int | None = None,
     ):  # fmt: skip
         self.eos_ids = tuple(eos_ids)
         self._config = config
@@ -88,6 +98,9 @@ class Engine:
             pools.append(PagePool(num_pages or each * limits.slots))
         self._scheduler = Scheduler(limits, tuple(pools), tuple(per_slot))
         self._largest_span = max(ring.capacity for ring in rings)
+        reading = range(1, limits.slots + 1)  # how many slots may read prompts while the others decode
+        self._most_tokens = max(min(limits.budget, limits.chunk * k) + limits.slots - k for k in reading)
+        self._most_reused = max(limits.max_length, SMALLEST_SPAN) if limits.reuse else SMALLEST_SPAN
         cache = kv.init_cache(
             config, rings, groups, limits.slots, cache_dtype(params),
             num_kv_heads=attention.held_kv_heads(config, params.shards), page_size=page_size,
@@ -105,6 +118,11 @@ class Engine:
     def idle(self) -> bool:
         return self._scheduler.idle and not self._in_flight
 
+    @property
+    def compiled(self) -> int:
+        """How many programs have been compiled so far."""
+        return self._programs.compiled
+
     def add(self, request: Request) -> Sequence:
         """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or the cache."""
         request.validate(self._config.vocab_size)
@@ -113,8 +131,33 @@ class Engine:
     def abort(self, sequence: Sequence) -> None:
         """Take a sequence out now; tokens still under way for it are dropped."""
         if not sequence.finished and sequence.slot >= 0:
-            self._state = self._programs.halt(self._state, np.asarray([sequence.slot], np.int32))
+            self._halt(sequence.slot)
         self._scheduler.finish(sequence)
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None, *, top_n: Many[int | None] = (None,)) -> int:
+        """Compile every program that requests can come to need, before there are any: their number.
+
+        progress(done, in all) is called after each. top_n: of TOP_N, what requests will ask for (None: no
+        log-probabilities); others compile when they come.
+        """
+        rows = sorted({self._rows(1), self._rows(self.limits.slots)})
+        spans = ladder(SMALLEST_SPAN, self._largest_span)
+        nobody = np.zeros((self.limits.slots,), bool)
+        work: list[Callable[[], object]] = [lambda: self._halt(self.limits.slots)]
+        work += [partial(self._admit, (), r, w) for r in rows for w in ladder(SMALLEST_SPAN, self._most_reused)]
+        for n in top_n:
+            work += [partial(self._decode, nobody, 0, span, n) for span in spans]
+            work += [
+                partial(self._advance, self._blank_feed(tokens, r), span, n)
+                for tokens in ladder(SMALLEST_STEP, self._most_tokens)
+                for r in rows
+                for span in ladder(SMALLEST_SPAN, self._largest_span, PROMPT_GROWTH)
+            ]
+        for done, compile_one in enumerate(work, 1):
+            compile_one()
+            if progress is not None:
+                progress(done, len(work))
+        return self.compiled
 
     def run(self, requests: Many[Request]) -> Iterator[Token]:
         """All requests to their end; events as they come. Abandoning the iterator aborts what is left."""
@@ -125,6 +168,13 @@ class Engine:
         finally:
             for sequence in sequences:
                 self.abort(sequence)
+
+    def _rows(self, count: int) -> int:
+        """How many rows a step over `count` slots has: one, or all."""
+        return 1 if count == 1 else self.limits.slots
+
+    def _halt(self, slot: int) -> None:
+        self._state = self._programs.halt(self._state, np.asarray([slot], np.int32))
 
     def drain(self) -> None:
         """Wait for what is under way and drop its tokens; the engine is as good as new for other requests."""
@@ -142,41 +192,50 @@ class Engine:
 
     def _dispatch(self, plan: Plan) -> InFlight:
         if plan.admitted:
-            self._admit(plan.admitted)
+            most = max(s.reused for s in plan.admitted)
+            self._admit(plan.admitted, self._rows(len(plan.admitted)), bucket(most, SMALLEST_SPAN, self._most_reused))
         running = self._scheduler.running
-        span = bucket(plan.longest, SMALLEST_SPAN, self._largest_span)
         slots = [*(chunk.slot for chunk in plan.chunks), *plan.decode]
         wanted = [running[slot].request.params.logprobs for slot in slots]
         wanted = [n for n in wanted if n is not None]
         top_n = min(n for n in TOP_N if n >= max(wanted)) if wanted else None
         if plan.chunks:
-            feed, max_count = self._feed(plan)
-            self._state, output = self._programs.advance(
-                self._state, feed, max_count=max_count, span=span, top_n=top_n
-            )
+            span = bucket(plan.longest, SMALLEST_SPAN, self._largest_span, PROMPT_GROWTH)
+            output = self._advance(self._feed(plan), span, top_n)
             final = [chunk.final for chunk in plan.chunks] + [True] * len(plan.decode)
             rows = tuple((i, running[slot]) for i, slot in enumerate(slots) if final[i])
         else:
             decodes = np.zeros((self.limits.slots,), bool)
             decodes[list(plan.decode)] = True
-            self._state, output = self._programs.decode_loop(
-                self._state, decodes, np.int32(plan.steps), max_steps=self.limits.decode_steps, span=span, top_n=top_n
-            )
+            output = self._decode(decodes, plan.steps, bucket(plan.longest, SMALLEST_SPAN, self._largest_span), top_n)
             rows = tuple((slot, running[slot]) for slot in plan.decode)
         return InFlight(rows, output)
 
-    def _feed(self, plan: Plan) -> tuple[Feed, int]:
-        """The step's arrays, padded to buckets, and the bucket of the longest chunk."""
-        B = self.limits.slots
-        total = sum(len(chunk.tokens) for chunk in plan.chunks) + len(plan.decode)
-        tokens = np.zeros((bucket(total, SMALLEST_STEP, UNBOUNDED),), np.int32)
-        R = 1 if len(plan.chunks) + len(plan.decode) == 1 else B
-        at = 0
-        feed = Feed(
-            tokens=tokens, slots=np.full((R,), B, np.int32), counts=np.zeros((R,), np.int32),
-            reach=np.ones((R,), np.int32), fresh=np.zeros((R,), bool), final=np.zeros((R,), bool),
-            decodes=np.zeros((R,), bool),
+    def _advance(self, feed: Feed, span: int, top_n: int | None) -> Output:
+        max_count = min(self.limits.chunk, len(feed.tokens))
+        self._state, output = self._programs.advance(self._state, feed, max_count=max_count, span=span, top_n=top_n)
+        return output
+
+    def _decode(self, decodes: np.ndarray, steps: int, span: int, top_n: int | None) -> Output:
+        self._state, output = self._programs.decode_loop(
+            self._state, decodes, np.int32(steps), max_steps=self.limits.decode_steps, span=span, top_n=top_n
+        )
+        return output
+
+    def _blank_feed(self, tokens: int, rows: int) -> Feed:
+        """The arrays of a step in which nobody takes part."""
+        return Feed(
+            tokens=np.zeros((tokens,), np.int32), slots=np.full((rows,), self.limits.slots, np.int32),
+            counts=np.zeros((rows,), np.int32), reach=np.ones((rows,), np.int32), fresh=np.zeros((rows,), bool),
+            final=np.zeros((rows,), bool), decodes=np.zeros((rows,), bool),
         )  # fmt: skip
+
+    def _feed(self, plan: Plan) -> Feed:
+        """The step's arrays, padded to buckets."""
+        rows = len(plan.chunks) + len(plan.decode)
+        total = sum(len(chunk.tokens) for chunk in plan.chunks) + len(plan.decode)
+        feed = self._blank_feed(bucket(total, SMALLEST_STEP, self._most_tokens), self._rows(rows))
+        tokens, at = feed.tokens, 0
         for row, chunk in enumerate(plan.chunks):
             count = len(chunk.tokens)
             tokens[at : at + count] = chunk.tokens
@@ -189,18 +248,18 @@ class Engine:
             feed.reach[row] = self._scheduler.running[slot].computed
             feed.final[row] = feed.decodes[row] = True
             at += 1
-        return feed, min(self.limits.chunk, len(tokens))
+        return feed
 
-    def _admit(self, admitted: tuple[Sequence, ...]) -> None:
-        A, B, V = bucket(len(admitted), 1, self.limits.slots), self.limits.slots, self._config.vocab_size
+    def _admit(self, admitted: Many[Sequence], rows: int, width: int) -> None:
+        """Write sequences into their slots, through arrays of `rows` rows and `width` reused tokens."""
+        A, B, V = rows, self.limits.slots, self._config.vocab_size
         slots = np.full((A,), B, np.int32)
         slots[: len(admitted)] = [s.slot for s in admitted]
         params = [s.request.params for s in admitted] + [GREEDY] * (A - len(admitted))
         remaining = np.asarray([p.max_new_tokens for p in params], np.int32)
         sampling = sampler.pack(params, V, self.eos_ids, rng=self._rng)
         recent = np.full((A, sampler.RECENT), -1, np.int32)
-        most = max(s.reused for s in admitted)
-        reused = np.full((A, bucket(most, SMALLEST_SPAN, UNBOUNDED)), V, np.int32)
+        reused = np.full((A, width), V, np.int32)
         lengths = np.zeros((A,), np.int32)
         for row, s in enumerate(admitted):
             last = s.prompt[-sampler.RECENT :]

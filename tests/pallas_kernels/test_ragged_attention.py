@@ -1,0 +1,73 @@
+"""Ragged paged ring attention equals its specification: rows of any kind, wrapped rings, poisoned memory."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.ragged_attention import ragged_attention, specification
+from pallas_kernels.ring import position_of
+
+N, K, H = 6, 2, 8
+
+
+def pages_for(rng, lengths, capacity, sinks, page_size, table):
+    """Pages whose valid slots hold random values and whose other slots hold NaN."""
+    P = len(lengths) if table is None else table.max() + 1
+    k, v = (np.full((P, K, page_size, H), np.nan, np.float32) for _ in "kv")
+    held = np.asarray(position_of(jnp.arange(capacity, dtype=jnp.int32), jnp.asarray(lengths), capacity, sinks))
+    for row in range(len(lengths)):
+        for slot in np.flatnonzero(held[row] >= 0):
+            page = row if table is None else table[row, slot // page_size]
+            for pages in (k, v):
+                pages[page, :, slot % page_size] = rng.normal(size=(K, H))
+    return k, v
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize(
+    ("capacity", "window", "sinks", "lengths", "counts"),
+    [
+        (16, None, 0, [16, 7, 3, 1], [4, 7, 1, 1]),  # a chunk, a prompt, a decode, a first token
+        (8, 5, 0, [29, 8, 3, 11], [4, 1, 3, 2]),  # a window whose ring has wrapped
+        (12, 6, 3, [50, 9, 12, 2], [3, 2, 1, 2]),  # a stream with sinks
+    ],
+)
+def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, counts):
+    page_size, table = capacity, None
+    if paged:
+        page_size = 4
+        table = rng.permutation(len(lengths) * (capacity // 4)).reshape(len(lengths), -1).astype(np.int32)
+    k, v = pages_for(rng, np.asarray(lengths, np.int32), capacity, sinks, page_size, table)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
+    q, q_far = (rng.normal(size=(sum(counts) + 3, N, H)).astype(np.float32) for _ in "qf")  # 3 tokens of padding
+    places = (table, starts, np.asarray(counts, np.int32), np.asarray(lengths, np.int32))
+    rules = dict(capacity=capacity, scale=0.3, window=window, sinks=sinks, softcap=4.0, q_far=q_far if sinks else None)
+    expected = specification(q, k, v, *places, **rules)
+    shape = dict(max_count=max(counts), span=capacity, packed=True)
+    places = tuple(None if x is None else jnp.asarray(x) for x in places)
+    found = np.asarray(ragged_attention(*(jnp.asarray(x) for x in (q, k, v)), *places, **rules, **shape))
+    np.testing.assert_allclose(found[: sum(counts)], expected[: sum(counts)], rtol=1e-5, atol=1e-5)
+    assert np.isfinite(found).all()
+
+
+def test_reads_no_further_than_the_span(rng):
+    lengths = np.asarray([5, 3], np.int32)
+    k, v = pages_for(rng, lengths, 64, 0, 64, None)
+    q = rng.normal(size=(2, N, H)).astype(np.float32)
+    places = (None, np.asarray([0, 1], np.int32), np.ones(2, np.int32), lengths)
+    rules = dict(capacity=64, scale=0.3)
+    expected = specification(q, k, v, *places, **rules)
+    short = [np.where(np.arange(64)[:, None] < 8, pages, np.inf) for pages in (k, v)]
+    places = (None, *(jnp.asarray(x) for x in places[1:]))
+    arrays = (jnp.asarray(x) for x in (q, *short))
+    found = ragged_attention(*arrays, *places, **rules, max_count=1, span=8, packed=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_shapes_are_checked():
+    pages, one = jnp.zeros((1, 2, 4, 8)), jnp.ones((1,), jnp.int32)
+    shape = dict(capacity=4, scale=1.0, max_count=2, span=4)
+    with pytest.raises(ValueError, match="N a multiple of K"):
+        ragged_attention(jnp.zeros((2, 3, 8)), pages, pages, None, one, one, one, **shape, packed=True)
+    with pytest.raises(ValueError, match="T = B \\* max_count"):
+        ragged_attention(jnp.zeros((3, 2, 8)), pages, pages, None, one, one, one, **shape, packed=False)
