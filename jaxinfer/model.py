@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class Model:
     def stream(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *,
         stream: Stream | None = None, **settings,
-    ) -> Iterator[TextChunk]:  # fmt: skip
+    ) -> Generator[TextChunk, None, None]:  # fmt: skip
         """As `generate`, a token at a time. Closing the iterator stops the generation."""
         params = dataclasses.replace(params or SamplingParams(), **settings)
         ids = [self.encode(prompt) for prompt in _several(prompts)]
@@ -122,7 +122,7 @@ class Model:
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *,
         template: Mapping[str, Any] | None = None, **settings,
-    ) -> Iterator[TextChunk]:  # fmt: skip
+    ) -> Generator[TextChunk, None, None]:  # fmt: skip
         """As `chat`, a token at a time."""
         params = dataclasses.replace(params or SamplingParams(), **settings, n=1)
         ids = self._need_tokenizer("chat").encode_chat(messages, **(template or {}))
@@ -150,7 +150,7 @@ class Model:
             raise ValueError(f"{use} needs a tokenizer, and this model has none (no tokenizer.json); pass token ids")
         return self.tokenizer
 
-    def _stream(self, prompts, params: SamplingParams, stream: Stream | None) -> Iterator[TextChunk]:
+    def _stream(self, prompts, params: SamplingParams, stream: Stream | None) -> Generator[TextChunk, None, None]:
         begin = time.perf_counter()
         if params.bad_words:
             words = self._need_tokenizer("bad_words").bad_word_ids(params.bad_words)
@@ -206,7 +206,14 @@ class Model:
             engine = Engine(
                 self.params, self.config, limits, mesh=self.mesh, eos_ids=eos_ids, stream_window=window, sinks=sinks
             )
-        yield engine
+        try:
+            yield engine
+        except GeneratorExit:  # the caller has heard enough
+            self._keep(key, engine)
+            raise
+        self._keep(key, engine)
+
+    def _keep(self, key: tuple, engine: Engine) -> None:
         with self._lock:
             self._idle = [(key, engine), *self._idle][:KEPT_ENGINES]
 

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,18 +120,35 @@ class Conversation:
             output.note(str(error))
             return
         answer, completion = "", None
-        with contextlib.closing(chunks):
-            try:
-                for chunk in chunks:
-                    answer += chunk.text
-                    output.write(chunk.text)
-                    completion = chunk.completion
-            except KeyboardInterrupt:
-                output.note(" (stopped)")
+        with contextlib.closing(chunks), _interrupt() as interrupted:
+            for chunk in chunks:
+                answer += chunk.text
+                output.write(chunk.text)
+                completion = chunk.completion
+                if interrupted.is_set():
+                    break
         output.write("\n")
+        if interrupted.is_set():
+            output.note("stopped")
         self.messages = [*messages, {"role": "assistant", "content": answer}]
         if completion is not None:
             output.note(generate.stats(completion))
+
+
+@contextlib.contextmanager
+def _interrupt() -> Iterator[threading.Event]:
+    """Within the block the first Ctrl-C sets the event, so that a step is not torn apart; a second one is as usual."""
+    asked = threading.Event()
+
+    def ask(number, frame):
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lines() -> Iterator[str]:

@@ -9,7 +9,7 @@ from absl.flags import FlagValues
 from jaxinfer import shipped, weights
 from jaxinfer.cli import model, output
 from jaxinfer.cli.flags import Command, Flags
-from jaxinfer.cli.info import describe, size
+from jaxinfer.cli.info import size
 from jaxinfer.models import registry
 from jaxinfer.quantize import METHODS
 from jaxinfer.weights import orbax
@@ -59,7 +59,7 @@ def run(values: FlagValues) -> None:
         new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    found = {**describe(target), "seconds": time.perf_counter() - begin}
+    found = {"folder": str(target), **weights.describe(target), "seconds": time.perf_counter() - begin}
     if values.json:
         output.write_json(found)
     else:

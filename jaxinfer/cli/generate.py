@@ -1,5 +1,6 @@
 """jaxinfer generate: continue prompts, text as it comes."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterable
@@ -34,15 +35,16 @@ def run(values: FlagValues) -> None:
     stream = None if values.stream_window is None else Stream(values.stream_window, values.sinks)
     loaded = model.read(values, max_slots=values.max_slots)
     ids = prompt.encode(values, loaded, prompts)
-    chunks = loaded.stream(ids, params, stream=stream)
-    if values.json:
-        found = [chunk.completion for chunk in chunks if chunk.completion is not None]
-        output.write_json(describe(sorted(found, key=lambda completion: completion.index)))
-        return
-    echo = [] if prompt.wraps(values, loaded.tokenizer) else [p if isinstance(p, str) else "" for p in prompts]
-    if loaded.tokenizer is None:
-        output.note("this model has no tokenizer: tokens are shown as ids")
-    show(chunks, [text for text in echo for _ in range(params.n)], len(prompts) * params.n, loaded.tokenizer is None)
+    with contextlib.closing(loaded.stream(ids, params, stream=stream)) as chunks:
+        if values.json:
+            found = [chunk.completion for chunk in chunks if chunk.completion is not None]
+            output.write_json(describe(sorted(found, key=lambda completion: completion.index)))
+            return
+        if loaded.tokenizer is None:
+            output.note("this model has no tokenizer: tokens are shown as ids")
+        echo = [] if prompt.wraps(values, loaded.tokenizer) else [p if isinstance(p, str) else "" for p in prompts]
+        echo = [text for text in echo for _ in range(params.n)]
+        show(chunks, echo, len(prompts) * params.n, as_ids=loaded.tokenizer is None)
 
 
 def describe(completions: list[Completion]) -> dict:

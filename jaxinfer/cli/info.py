@@ -1,16 +1,13 @@
 """jaxinfer info: what a checkpoint is, from its headers alone."""
 
 import math
-from pathlib import Path
 
 from absl.flags import FlagValues
 
 from jaxinfer import shipped, weights
 from jaxinfer.cli import model, output
 from jaxinfer.cli.flags import Command, Flags
-from jaxinfer.models import decoder, registry
-from jaxinfer.weights import orbax
-from jaxinfer.weights.loaded import DTYPES, check_dtype, default_dtype
+from jaxinfer.weights.loaded import DTYPES
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -25,51 +22,11 @@ def define(flags: Flags) -> None:
 
 def run(values: FlagValues) -> None:
     folder = shipped.target() if values.model is None else weights.resolve(values.model)
-    found = describe(folder, values.dtype)
+    found = {"folder": str(folder), **weights.describe(folder, dtype=values.dtype)}
     if values.json:
         output.write_json(found)
     else:
         output.table(_words(found))
-
-
-def describe(folder: Path, dtype: str | None = None) -> dict:
-    """As `weights.describe`, for either layout, and `layout` and `folder`."""
-    if orbax.is_checkpoint(folder):
-        return {"layout": "orbax", "folder": str(folder), **_orbax(folder, dtype)}
-    return {"layout": "huggingface", "folder": str(folder), **weights.describe(folder, dtype=dtype)}
-
-
-def _orbax(folder: Path, dtype: str | None) -> dict:
-    described = orbax.read_description(folder)
-    config, used = described.config, check_dtype(dtype) or default_dtype(check_dtype(described.dtype))
-    layers = decoder.leaves(config, 1)
-    narrow = sum(math.prod(leaf.shape) for leaf in layers if leaf.quantizable) if described.quantize else 0
-    rows = sum(leaf.shape[0] for leaf in layers if leaf.quantizable) if described.quantize else 0
-    parameters = sum(math.prod(shape) for shape in decoder.canonical_shapes(config).values())
-    per_layer = 2 * config.num_kv_heads * config.head_dim * used.itemsize
-    return {
-        "family": config.family,
-        "architecture": registry.by_name(config.family).architectures[0],
-        "parameters": parameters,
-        "bytes": (parameters - narrow) * used.itemsize + narrow + 4 * rows,
-        "dtype": used.name,
-        "quantize": described.quantize,
-        "stored_bytes": {described.dtype: sum(described.files.values())},
-        "kv_bytes_per_token": per_layer * len(config.layers),
-        "kv_windowed_bytes_per_token": per_layer * sum(layer.window is not None for layer in config.layers),
-        "kv_dtype": used.name,
-        "layers": len(config.layers),
-        "d_model": config.d_model,
-        "d_ff": config.d_ff,
-        "heads": config.num_heads,
-        "kv_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "windows": sorted({layer.window for layer in config.layers if layer.window is not None}),
-        "context": config.max_position,
-        "vocabulary": config.vocab_size,
-        "tied": config.tied,
-        "files": described.files,
-    }
 
 
 def size(count: float) -> str:
