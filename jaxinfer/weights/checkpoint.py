@@ -49,11 +49,6 @@ def entries(folder: Path) -> dict[str, Entry]:
     )
 
 
-def files(folder: Path) -> list[Path]:
-    """The safetensors files that `entries` reads."""
-    return sorted({entry.path for entry in entries(folder).values()})
-
-
 def _sharded(index: Path) -> dict[str, Entry]:
     weight_map = read_json(index, "the index of the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

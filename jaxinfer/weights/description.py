@@ -18,7 +18,7 @@ def to_json(value):
     return value
 
 
-def from_json(kind, value, where: str):
+def from_json(kind, value, where: str) -> typing.Any:
     """The inverse of `to_json` for the annotated type `kind`; ValueError says where it fails."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):

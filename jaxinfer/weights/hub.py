@@ -1,6 +1,4 @@
-"""Where a checkpoint is: a local folder, or a model of the Hugging Face hub that is fetched into
-its cache.
-"""
+"""Where a checkpoint is: a local folder, or a model of the Hugging Face hub, fetched."""
 
 import re
 from pathlib import Path
@@ -12,12 +10,13 @@ from jaxinfer.weights.safetensors_file import CheckpointError
 
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt", "LICENSE*")
 NEVER = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py", "*.gguf", "original/*", "*/*")
+# the root of what its HTTP client raises: httpx's HTTPError, in older releases requests'
+HTTP_ERROR: type[Exception] = errors.HfHubHTTPError.__bases__[0]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """The folder of a checkpoint: an existing local one, else `org/name` or `org/name@revision` of
-    the hub.
+    """The folder of a checkpoint: an existing one, else `org/name` or `org/name@revision` of the hub.
 
     CheckpointError where there is neither, naming the remedy.
     """
@@ -64,10 +63,9 @@ def _fetch(name: str, revision: str | None) -> str:
             f"{name!r}{f' at {revision!r}' if revision else ''}; check the spelling, or run `hf "
             "auth login` if it is private"
         ) from error
-    except (errors.HfHubHTTPError, errors.HTTPError, OSError) as error:
+    except (HTTP_ERROR, OSError) as error:
+        lines = str(error).splitlines() or ["no detail"]
         raise CheckpointError(
             f"cannot fetch {name!r} from the hub, and it is not in the local cache "
-            f"({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no detail'}); check the network, or "
-            "give a local folder"
+            f"({type(error).__name__}: {lines[0]}); check the network, or give a local folder"
         ) from error

@@ -8,6 +8,7 @@ when they are restored to another mesh.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def _template(
 ) -> Params:
     """Parameters of shapes, dtypes and shardings, laid out for `shards`."""
 
-    def array(shape, letters, kind):
+    def array(shape, letters, kind) -> Any:
         place = sharding.place(letters, mesh)
         if not _divides(shape, place):
             place = sharding.place("." * len(shape), mesh)

@@ -47,7 +47,7 @@ class Progress:
     def advance(self, count: int) -> None:
         """`count` more bytes are in place."""
         self._done += count
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.advance(self._task, count)
         if self._report is not None:
             self._report(self._done, self._total)

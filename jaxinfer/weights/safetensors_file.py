@@ -269,11 +269,10 @@ def write(
     tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     read: Callable[[str], np.ndarray],
 ) -> None:
-    """Write a safetensors file: the (shape, dtype) of each tensor first, then `read(name)` one at a
-    time.
-    """
+    """Write a safetensors file: the (shape, dtype) of all tensors, then `read(name)` of each."""
     names = {dtype: name for name, dtype in FLOATS.items()}
-    header, at = {METADATA: {"format": "pt"}}, 0
+    header: dict[str, dict] = {METADATA: {"format": "pt"}}
+    at = 0
     for name, (shape, dtype) in tensors.items():
         size = math.prod(shape) * dtype.itemsize
         header[name] = {
@@ -289,4 +288,4 @@ def write(
         for name, (shape, dtype) in tensors.items():
             value = np.ascontiguousarray(read(name))
             assert (value.shape, value.dtype) == (shape, dtype), (name, value.shape, value.dtype)
-            file.write(memoryview(value.reshape(-1).view(np.uint8)))
+            file.write(value.reshape(-1).view(np.uint8).data)

@@ -108,7 +108,7 @@ def _response_error(kind):
         (errors.LocalEntryNotFoundError("not cached"), "cannot fetch .*check the network"),
         (errors.OfflineModeIsEnabled("offline"), "cannot fetch .*offline"),
         (_response_error(errors.HfHubHTTPError), "cannot fetch"),
-        (errors.HTTPError("no route\nto host"), "cannot fetch .*no route"),
+        (hub.HTTP_ERROR("no route\nto host"), "cannot fetch .*no route"),
         (OSError("disk full"), "cannot fetch .*disk full"),
     ],
 )

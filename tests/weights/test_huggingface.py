@@ -350,14 +350,18 @@ def test_the_default_dtype_follows_the_platform(monkeypatch, platform, stored, w
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     checkpoints.fresh(tmp_path)
     reader, writer = os.openpty()
+    monkeypatch.setenv("TERM", "xterm")
     with open(writer, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
         weights.load(tmp_path)
-        terminal.flush()
+        terminal.write("mark")
         weights.load(tmp_path, show_progress=True)
-        assert b"loading weights" in os.read(reader, 1 << 16)
+        terminal.flush()
+        shown = b""
+        while b"loading weights" not in shown:
+            shown += os.read(reader, 1 << 16)
     os.close(reader)
+    assert shown.startswith(b"mark")
 
 
 @pytest.mark.parametrize("name", ["llama3", "phi3-long", "gemma3", "gpt2"])
