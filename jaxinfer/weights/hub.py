@@ -18,7 +18,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 def resolve(path_or_hub_id: str | Path) -> Path:
     """The folder of a checkpoint: an existing one, else one fetched from the hub.
 
-    The hub knows models by `org/name` or `org/name@revision`. CheckpointError where there is neither, naming the remedy.
+    The hub knows models by `org/name` or `org/name@revision`. CheckpointError where there is
+    neither, naming the remedy.
     """
     path = Path(path_or_hub_id).expanduser()
     if path_or_hub_id != "" and path.is_dir():
