@@ -29,14 +29,16 @@ def divergence(target: jax.Array, draft: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(target) * (target - draft), axis=-1)
 
 
-def distillation_loss(target: Shape, draft: Shape, dtype: str, mix: float = 0.0) -> train.Loss:
+def distillation_loss(
+    target: Shape, draft: Shape, dtype: str, mix: float = 0.0, unroll: int = 1
+) -> train.Loss:
     """(1 - mix) * KL(target || draft) + mix * cross-entropy; `frozen`: the target's weights."""
 
     def loss(params: Params, frozen: Any, batch: jax.Array) -> jax.Array:
         tokens, targets = batch[:, :-1], batch[:, 1:]
         ours = transformer.compute_copy(params, jnp.dtype(dtype))
         scores = transformer.logits(ours, draft, tokens)
-        theirs = jax.lax.stop_gradient(transformer.logits(frozen, target, tokens))
+        theirs = jax.lax.stop_gradient(transformer.logits(frozen, target, tokens, unroll))
         value = jnp.mean(divergence(theirs, scores))
         if not mix:
             return value
@@ -74,8 +76,8 @@ def main() -> None:
     train.run(
         params,
         train.read_streams(arguments.tokens),
-        distillation_loss(target, draft, settings.dtype, arguments.mix),
-        distillation_loss(target, draft, settings.dtype),
+        distillation_loss(target, draft, settings.dtype, arguments.mix, settings.unroll),
+        distillation_loss(target, draft, settings.dtype, unroll=settings.unroll),
         settings,
         frozen=frozen,
         keep=save,

@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=pathlib.Path, required=True)
     parser.add_argument("--to", type=pathlib.Path, required=True)
     parser.add_argument("--layers", type=int, default=transformer.TARGET.num_layers)
+    parser.add_argument("--start", type=pathlib.Path, help="exported checkpoint to start from")
     add_flags(parser)
     arguments = parser.parse_args()
     settings = read_flags(arguments)
@@ -286,6 +287,8 @@ def main() -> None:
         transformer.TARGET, vocab_size=size, num_layers=arguments.layers, context=settings.context
     )
     params = transformer.init(jax.random.key(settings.seed), shape)
+    if arguments.start is not None:
+        shape, params = checkpoint.load(arguments.start)
     loss = language_model_loss(shape, settings.dtype, settings.unroll)
     save = functools.partial(
         checkpoint.export,
