@@ -94,7 +94,7 @@ def attention(
     if layer.rope is not None:
         if streaming:
             q_far = rotate(q, *_stream_table(layer, batch, ring))
-        cos, sin = table(layer.rope, batch.positions, batch.reach[batch.rows])
+        cos, sin = table(layer.rope, batch.positions, _reach(batch))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     q, k, v = constrain(q, tokens + "N."), constrain(k, tokens + "K."), constrain(v, tokens + "K.")
     rules = dict(scale=config.scale, softcap=config.attention_softcap)
@@ -123,7 +123,12 @@ def _store(pages, ring, pages_of, k, v, batch):
 def _stream_table(layer, batch, ring):
     """The rotation with which queries meet the sinks: at the place they have inside the buffer (StreamingLLM)."""
     inside = jnp.minimum(batch.positions, ring.sinks + ring.window - 1)
-    return table(layer.rope, inside, batch.reach[batch.rows])
+    return table(layer.rope, inside, _reach(batch))
+
+
+def _reach(batch):
+    """The reach of each token's row, [T]; where T is a rectangle, without a gather (which shards would pay for)."""
+    return batch.reach[batch.rows] if batch.packed else jnp.repeat(batch.reach, batch.max_count)
 
 
 def _normalize(x, p, config):
