@@ -182,7 +182,9 @@ def forward(
             x, pages = _layer(x, p, config, layer, batch, cache, i, params.shards)
             layers.append(pages)
     if cache is not None:
-        lengths = batch.lengths if batch.slots is None else cache.lengths.at[batch.slots].set(batch.lengths, mode="drop")
+        lengths = batch.lengths
+        if batch.slots is not None:
+            lengths = cache.lengths.at[batch.slots].set(lengths, mode="drop")
         cache = cache.replace(layers=tuple(layers), lengths=lengths)
     return norm(x, params.norm, config), cache
 
