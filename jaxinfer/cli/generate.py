@@ -40,8 +40,6 @@ def run(values: FlagValues) -> None:
             found = [chunk.completion for chunk in chunks if chunk.completion is not None]
             output.write_json(describe(sorted(found, key=lambda completion: completion.index)))
             return
-        if loaded.tokenizer is None:
-            output.note("this model has no tokenizer: tokens are shown as ids")
         echo = [] if prompt.wraps(values, loaded.tokenizer) else [p if isinstance(p, str) else "" for p in prompts]
         echo = [text for text in echo for _ in range(params.n)]
         show(chunks, echo, len(prompts) * params.n, as_ids=loaded.tokenizer is None)
