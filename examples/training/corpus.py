@@ -2,8 +2,8 @@
 
 `download` fetches the packages that `sources.py` names with pip and apt-get; `build` extracts
 Python source and English documentation from them, keeps a package only if its metadata names a
-permissive licence, drops what teaches a small model nothing (generated, minified, tabular, undocumented,
-near-duplicate or unparsable files) and splits off the held-out files *before* anything is trained.
+permissive licence, drops what teaches a small model nothing (generated, minified, tabular,
+undocumented, near-duplicate or unparsable files) and splits off the held-out files *before* anything is trained.
 This file does not know tokenizers or models.
 
     python -m examples.training.corpus download --to packages
@@ -57,28 +57,10 @@ SKIPPED_PATH = re.compile(
     r"(_pb2(_grpc)?\.py|/locale/|/migrations/|/alembic/|/versions/|/tables?/|/data/|/openapi|_data\.py"
     r"|/site-packages/|/lib2to3/tests/|unicode|/emoji|/_?vendor(ed)?/|/translations?/|/generated/)"
 )
-TEST_PATH = re.compile(
-    r"(^|/)(tests?|testing|functional)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$"
-)
+TEST_PATH = re.compile(r"(^|/)(tests?|testing|functional)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$")
 ENGLISH = frozenset(
-    (
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "is",
-        "a",
-        "that",
-        "for",
-        "it",
-        "as",
-        "with",
-        "be",
-        "on",
-        "are",
-    )
-    + ("this", "by", "not", "or", "from", "an", "if", "can", "which", "you")
+    {"the", "of", "and", "to", "in", "is", "a", "that", "for", "it", "as", "with", "be", "on", "are"}
+    | {"this", "by", "not", "or", "from", "an", "if", "can", "which", "you"}
 )
 
 
@@ -120,7 +102,7 @@ def strip_licence_header(text: str) -> str:
 
 def clean_python(text: str) -> str | None:
     """Source worth learning from, without its licence header and trailing blanks, or None."""
-    if not 300 <= len(text) <= MAX_FILE_BYTES or not text.isprintable() and "\x00" in text:
+    if not 300 <= len(text) <= MAX_FILE_BYTES or "\x00" in text:
         return None
     if GENERATED.search(text[:1500]) or RECIPROCAL.search(text[:3000]):
         return None
@@ -164,12 +146,8 @@ def clean_prose(text: str) -> str | None:
 class _VisibleText(html.parser.HTMLParser):
     """Collects the text of the main part of a page; blocks end in newlines, `pre` is kept as is."""
 
-    SKIPPED = frozenset(
-        {"script", "style", "nav", "head", "header", "footer", "button", "form", "table"}
-    )
-    BLOCKS = frozenset(
-        {"p", "div", "li", "pre", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "br", "ul"}
-    )
+    SKIPPED = frozenset({"script", "style", "nav", "head", "header", "footer", "button", "form", "table"})
+    BLOCKS = frozenset({"p", "div", "li", "pre", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "br", "ul"})
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -253,10 +231,7 @@ def _without_boilerplate(texts: dict[str, str]) -> dict[str, str]:
     for text in texts.values():
         counts.update({line for line in text.split("\n") if line.strip()})
     often = {line for line, count in counts.items() if count > max(10, 0.1 * len(texts))}
-    return {
-        name: "\n".join(line for line in text.split("\n") if line not in often)
-        for name, text in texts.items()
-    }
+    return {name: "\n".join(line for line in text.split("\n") if line not in often) for name, text in texts.items()}
 
 
 def wheel_documents(path: pathlib.Path) -> list[Document]:
@@ -275,9 +250,7 @@ def wheel_documents(path: pathlib.Path) -> list[Document]:
     texts.append(
         (
             "README",
-            (email.message_from_string(about).get_payload() or "").encode(
-                "utf-8", errors="replace"
-            ),
+            (email.message_from_string(about).get_payload() or "").encode("utf-8", errors="replace"),
         )
     )
     for name, raw in texts:
@@ -290,9 +263,7 @@ def wheel_documents(path: pathlib.Path) -> list[Document]:
 def folder_documents(folder: pathlib.Path, package: str) -> list[Document]:
     """Python files below a folder, such as the standard library's."""
     paths = (p for p in sorted(folder.rglob("*.py")) if "-packages" not in str(p))
-    return list(
-        _python_files(package, ((str(p.relative_to(folder)), p.read_bytes()) for p in paths))
-    )
+    return list(_python_files(package, ((str(p.relative_to(folder)), p.read_bytes()) for p in paths)))
 
 
 def debian_documents(path: pathlib.Path) -> list[Document]:
@@ -384,9 +355,7 @@ def download(folder: pathlib.Path) -> None:
         if subprocess.run([*pip, name], check=False).returncode:
             print(f"no wheel of {name}", file=sys.stderr)
     for name in sources.DEBIAN_PACKAGES:
-        if subprocess.run(
-            ["apt-get", "download", name], cwd=folder / "debs", check=False
-        ).returncode:
+        if subprocess.run(["apt-get", "download", name], cwd=folder / "debs", check=False).returncode:
             print(f"no Debian package {name}", file=sys.stderr)
 
 
@@ -397,11 +366,7 @@ def _documents(path: pathlib.Path) -> list[Document]:
 def build(packages: pathlib.Path, folder: pathlib.Path, workers: int = 2) -> dict[str, int]:
     """Write train.jsonl and held_out.jsonl below `folder`; returns characters by split and kind."""
     paths = sorted(packages.glob("wheels/*.whl"))
-    paths += [
-        p
-        for p in sorted(packages.glob("debs/*.deb"))
-        if p.name.split("_")[0] in sources.DEBIAN_PACKAGES
-    ]
+    paths += [p for p in sorted(packages.glob("debs/*.deb")) if p.name.split("_")[0] in sources.DEBIAN_PACKAGES]
     with multiprocessing.Pool(workers) as pool:
         found = list(itertools.chain.from_iterable(pool.imap(_documents, paths)))
     found += folder_documents(pathlib.Path(sysconfig.get_path("stdlib")), "cpython")

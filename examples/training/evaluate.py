@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import argparse
 import ast
-import functools
 import gzip
 import json
 import lzma
 import math
 import pathlib
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from examples.training import checkpoint, corpus, transformer
+import jaxinfer
+from examples.training import checkpoint, corpus, distill, transformer
 from examples.training.tokenizer import KINDS, encode
 from examples.training.transformer import Params, Shape
 
@@ -62,42 +62,6 @@ def bits_per_byte(params: Params, shape: Shape, tokens: np.ndarray, size: int) -
     return nats / math.log(2) / size
 
 
-def generate(
-    params: Params,
-    shape: Shape,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[list[int]]:
-    """New tokens for each prompt, cut where the document ends; every step runs the whole text."""
-    longest = max(map(len, prompts))
-    rows = np.full((len(prompts), longest + max_new_tokens), checkpoint.PAD_ID, np.int32)
-    for row, prompt in zip(rows, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = jnp.asarray([len(prompt) for prompt in prompts])
-
-    @functools.partial(jax.jit, donate_argnums=(1,))
-    def extend(params: Params, rows: jax.Array, step: jax.Array) -> jax.Array:
-        at = lengths + step
-        states = transformer.hidden(params, shape, rows)
-        last = jnp.take_along_axis(states, (at - 1)[:, None, None], axis=1)[:, 0]
-        scores = (last @ params["embed"].T).astype(jnp.float32)
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        drawn = jax.random.categorical(key, scores / max(temperature, 1e-6))
-        token = drawn if temperature else jnp.argmax(scores, axis=-1)
-        return rows.at[jnp.arange(len(prompts)), at].set(token)
-
-    rows = jnp.asarray(rows)
-    for step in range(max_new_tokens):
-        rows = extend(params, rows, jnp.int32(step))
-    completions = []
-    for row, prompt in zip(np.asarray(rows), prompts, strict=True):
-        new = row[len(prompt) : len(prompt) + max_new_tokens].tolist()
-        completions.append(new[: new.index(checkpoint.EOS_ID)] if checkpoint.EOS_ID in new else new)
-    return completions
-
-
 def function_prompts(documents: Iterator[corpus.Document], count: int) -> list[str]:
     """Signature and docstring of documented functions, one a file, dedented."""
     prompts = []
@@ -136,20 +100,11 @@ def parses(text: str) -> bool:
     return True
 
 
-def parse_rate(
-    params: Params,
-    shape: Shape,
-    tokenizer: tokenizers.Tokenizer,
-    prompts: list[str],
-    temperature: float,
-    max_new_tokens: int,
-) -> dict[str, float]:
+def parse_rate(model: jaxinfer.Model, prompts: list[str], temperature: float, max_new_tokens: int) -> dict[str, float]:
     """Of the functions started by `prompts`: how many end in time, and how many of those parse."""
-    ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    completions = generate(params, shape, ids, max_new_tokens, temperature)
-    texts = [
-        tokenizer.decode(new) + ("\n#" if len(new) < max_new_tokens else "") for new in completions
-    ]
+    completions = model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=0)
+    stopped = [c.finish_reason is jaxinfer.FinishReason.STOP for c in completions]
+    texts = [c.text + "\n#" * stop for c, stop in zip(completions, stopped, strict=True)]
     functions = [function_text(p, t) for p, t in zip(prompts, texts, strict=True)]
     finished = [text for text in functions if text is not None]
     good = sum(map(parses, finished))
@@ -162,42 +117,63 @@ def parse_rate(
     }
 
 
+def mean_acceptance(target: pathlib.Path, draft: pathlib.Path, tokens: np.ndarray) -> float:
+    """Chance that speculative sampling at temperature 1 accepts a draft token, over whole windows."""
+    (shape, ours), (draft_shape, theirs) = checkpoint.load(target), checkpoint.load(draft)
+
+    @jax.jit
+    def accepted(rows: jax.Array) -> jax.Array:
+        scores = transformer.logits(ours, shape, rows)
+        return jnp.mean(distill.acceptance(scores, transformer.logits(theirs, draft_shape, rows)))
+
+    windows = tokens[: len(tokens) // shape.context * shape.context].reshape(-1, 1, shape.context)
+    return round(float(np.mean([accepted(jnp.asarray(row, jnp.int32)) for row in windows])), 4)
+
+
 def compressed(text: bytes) -> dict[str, float]:
     """Bits per byte of `gzip -9` and `xz -9`."""
     sizes = {"gzip -9": gzip.compress(text, 9), "xz -9": lzma.compress(text, preset=9)}
     return {name: round(8 * len(data) / len(text), 4) for name, data in sizes.items()}
 
 
+def held_out_text(source: pathlib.Path, kind: str, max_bytes: int) -> list[corpus.Document]:
+    """The first held-out documents of a kind, until they hold `max_bytes`."""
+    documents, size = [], 0
+    for document in corpus.read(source / "held_out.jsonl"):
+        if document.kind == kind and size < max_bytes:
+            documents.append(document)
+            size += len(document.text.encode())
+    return documents
+
+
 def evaluate(
-    folder: pathlib.Path, source: pathlib.Path, max_bytes: int, functions: int, max_new_tokens: int
+    folder: pathlib.Path,
+    source: pathlib.Path,
+    draft: pathlib.Path | None = None,
+    max_bytes: int = 4_000_000,
+    functions: int = 200,
+    max_new_tokens: int = 256,
 ) -> dict:
     """All measurements of an exported checkpoint on the held-out part of a corpus."""
     shape, params = checkpoint.load(folder)
-    if jax.default_backend() == "gpu":
-        params = transformer.compute_copy(params, jnp.bfloat16)
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found: dict = {"parameters": shape.num_parameters(), "held_out": {}, "functions": []}
+    encoder = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found: dict = {"parameters": shape.num_parameters(), "held_out": {}}
     for kind in KINDS:
-        documents, size = [], 0
-        for document in corpus.read(source / "held_out.jsonl"):
-            if document.kind == kind and size < max_bytes:
-                documents.append(document)
-                size += len(document.text.encode())
+        documents = held_out_text(source, kind, max_bytes)
         text = "".join(document.text for document in documents).encode()
-        bits = bits_per_byte(params, shape, encode(tokenizer, iter(documents)), len(text))
-        found["held_out"][kind] = {"bytes": len(text), "model": round(bits, 4), **compressed(text)}
-        if kind == "python":
-            prompts = function_prompts(iter(documents), functions)
-    for temperature in (0.0, 0.5, 0.8):
-        found["functions"].append(
-            parse_rate(params, shape, tokenizer, prompts, temperature, max_new_tokens)
-        )
-    ids = [tokenizer.encode(prompt).ids for prompt in SAMPLE_PROMPTS]
-    found["samples"] = []
-    for temperature in (0.0, 0.7):
-        new = generate(params, shape, ids, max_new_tokens, temperature)
-        texts = [p + tokenizer.decode(n) for p, n in zip(SAMPLE_PROMPTS, new, strict=True)]
-        found["samples"].append({"temperature": temperature, "texts": texts})
+        tokens = encode(encoder, iter(documents))
+        bits = round(bits_per_byte(params, shape, tokens, len(text)), 4)
+        found["held_out"][kind] = {"bytes": len(text), "model": bits, **compressed(text)}
+        if draft is not None:
+            rate = mean_acceptance(folder, draft, tokens[: 64 * shape.context])
+            found["held_out"][kind]["draft accepted"] = rate
+    model = jaxinfer.load(folder, progress=False)
+    prompts = function_prompts(iter(held_out_text(source, "python", max_bytes)), functions)
+    found["functions"] = [parse_rate(model, prompts, t, max_new_tokens) for t in (0.0, 0.5, 0.8)]
+    found["samples"] = {
+        str(temperature): [c.text for c in model.generate(SAMPLE_PROMPTS, temperature=temperature, seed=0)]
+        for temperature in (0.0, 0.7)
+    }
     return found
 
 
@@ -206,11 +182,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
     parser.add_argument("--corpus", type=pathlib.Path, required=True)
+    parser.add_argument("--draft", type=pathlib.Path, help="a draft to measure the acceptance of")
     parser.add_argument("--max_bytes", type=int, default=4_000_000, help="of each kind")
     parser.add_argument("--functions", type=int, default=200)
-    parser.add_argument("--max_new_tokens", type=int, default=160)
-    arguments = parser.parse_args()
-    options = {name: value for name, value in vars(arguments).items()}
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    options = vars(parser.parse_args())
     folder, source = options.pop("checkpoint"), options.pop("corpus")
     print(json.dumps(evaluate(folder, source, **options), indent=1))
 

@@ -3,8 +3,8 @@
 Python packages (`python_packages.txt`) are checked when they are read: a wheel whose METADATA names
 no permissive licence (MIT, BSD, Apache, ISC, PSF, HPND, ZPL, public domain ...) or names a
 reciprocal one (GPL, LGPL, AGPL, MPL, EPL ...) contributes nothing, and neither does a file whose
-head names a reciprocal licence. For Debian documentation the licence stands here, as the package's copyright
-file states it for the documentation.
+head names a reciprocal licence. For Debian documentation the licence stands here, as the package's
+copyright file states it for the documentation.
 """
 
 from __future__ import annotations

@@ -92,9 +92,7 @@ def windows(tokens: jax.Array, starts: jax.Array, context: int) -> jax.Array:
     return slices.astype(jnp.int32)
 
 
-def shuffled_starts(
-    size: int, context: int, batch: int, seed: int, skip: int
-) -> Iterator[np.ndarray]:
+def shuffled_starts(size: int, context: int, batch: int, seed: int, skip: int) -> Iterator[np.ndarray]:
     """Batches of window starts; an epoch visits every token once, at a fresh phase and order."""
     epoch = 0
     while True:
@@ -128,13 +126,13 @@ def make_steps(loss: Loss, held_out: Loss, settings: Settings) -> tuple[Callable
     update = optimizer(settings).update
 
     @functools.partial(jax.jit, donate_argnums=(0,))
-    def train_step(
-        state: Any, frozen: Any, tokens: jax.Array, starts: jax.Array, rate: jax.Array
-    ) -> Any:
+    def train_step(state: Any, frozen: Any, tokens: jax.Array, starts: jax.Array, rate: jax.Array) -> Any:
         params, moments = state
         batch = windows(tokens, starts, settings.context)
         value, gradients = jax.value_and_grad(loss)(params, frozen, batch)
-        updates, moments = update(gradients, moments, params)
+        # optax mixes dtypes and ranks in its own arithmetic: allow it there, also in a strict program
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, moments = update(gradients, moments, params)
         params = {name: params[name] + rate * updates[name] for name in params}
         return (params, moments), value
 
@@ -211,17 +209,13 @@ def run(
     clock, best = Clock(settings, meta["step"], meta["seconds"]), meta["best"]
     tokens = jax.device_put(streams["train"])
     held = {kind: jax.device_put(value) for kind, value in streams.items() if kind != "train"}
-    starts = shuffled_starts(
-        len(tokens), settings.context, settings.batch, settings.seed, skip=clock.step
-    )
+    starts = shuffled_starts(len(tokens), settings.context, settings.batch, settings.seed, skip=clock.step)
     next_eval, compiled = clock.seconds + 60 * settings.eval_minutes, False
     while True:
         tick, first = time.monotonic(), clock.step
         chunk = settings.log_every if compiled else 2
         while clock.step < first + chunk and not (settings.steps and clock.done()):
-            rate = settings.learning_rate * schedule(
-                clock.progress(), settings.warmup, settings.decay
-            )
+            rate = settings.learning_rate * schedule(clock.progress(), settings.warmup, settings.decay)
             batch = jnp.asarray(next(starts))
             state, value = train_step(state, frozen, tokens, batch, jnp.float32(rate))
             clock.step += 1

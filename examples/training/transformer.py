@@ -77,24 +77,22 @@ def init(key: jax.Array, shape: Shape) -> Params:
     }
     for index, (name, (fan_in, fan_out)) in enumerate(shape.matrices().items()):
         scale = 0.0 if name in ("o", "down") else fan_in**-0.5
-        noise = jax.random.normal(
-            jax.random.fold_in(key, index), (shape.num_layers, fan_in, fan_out)
-        )
+        noise = jax.random.normal(jax.random.fold_in(key, index), (shape.num_layers, fan_in, fan_out))
         params[name] = scale * noise
     return params
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis, computed in float32."""
+    """Root-mean-square norm of x [B, T, D], computed in float32."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * weight.astype(jnp.float32)).astype(x.dtype)
+    return (wide * weight.astype(jnp.float32)[None, None]).astype(x.dtype)
 
 
 def rotary(T: int, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """(cos, sin) of shape [T, 1, H / 2] in float32, for positions 0..T-1."""
+    """(cos, sin) of shape [1, T, 1, H / 2] in float32, for positions 0..T-1."""
     rates = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angles = jnp.arange(T, dtype=jnp.float32)[:, None, None] * rates
+    angles = jnp.arange(T, dtype=jnp.float32)[None, :, None, None] * rates[None, None, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -107,9 +105,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention: q [B, T, N, H], k and v [B, T, K, H] -> [B, T, N, H]."""
     cudnn = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, implementation="cudnn" if cudnn else "xla"
-    )
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn" if cudnn else "xla")
 
 
 def hidden(params: Params, shape: Shape, tokens: jax.Array, unroll: int = 1) -> jax.Array:
@@ -128,9 +124,7 @@ def hidden(params: Params, shape: Shape, tokens: jax.Array, unroll: int = 1) -> 
         return x + (jax.nn.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"], None
 
     names = ("attention_norm", "mlp_norm", *shape.matrices())
-    x, _ = jax.lax.scan(
-        layer, params["embed"][tokens], {name: params[name] for name in names}, unroll=unroll
-    )
+    x, _ = jax.lax.scan(layer, params["embed"][tokens], {name: params[name] for name in names}, unroll=unroll)
     return rms_norm(x, params["norm"], shape.norm_eps)
 
 

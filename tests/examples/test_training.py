@@ -13,124 +13,115 @@ import pytest
 import torch
 import transformers
 
-from examples.training import checkpoint, corpus, distill, tokenizer, train, transformer
-from examples.training.transformer import Shape
+import jaxinfer
+from examples import train_tiny_model
+from examples.train_tiny_model import DRAFT, SETTINGS, SHAPE
+from examples.training import checkpoint, corpus, evaluate, train, transformer
 
-SHAPE = Shape(
-    vocab_size=512,
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=16,
-    context=64,
-)
-SETTINGS = train.Settings(steps=60, batch=8, context=64, learning_rate=1e-2, dtype="float32", log_every=10, decay=0.3)
+STEPS = 60
 
 
-def _no_report(line: dict) -> None:
-    del line
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A folder with tokens/, target/ and draft/, and the lines that the trainings reported."""
+
+    folder: pathlib.Path
+    target: list[dict]
+    draft: list[dict]
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of token streams, made from some modules of the standard library."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The recipe, run once on some modules of the standard library."""
     folder = tmp_path_factory.mktemp("recipe")
     standard = pathlib.Path(sysconfig.get_path("stdlib"))
-    documents = [
-        *corpus.folder_documents(standard / "email", "email"),
-        *corpus.folder_documents(standard / "json", "json"),
-    ]
-    prose = "".join(f"This is line {i} of the text that the model is to read.\n" for i in range(60))
-    held_out, training = documents[:1], documents[1:]
-    corpus.write(training, folder / "corpus" / "train.jsonl")
-    held_out = [*held_out, corpus.Document("note", "prose", prose)]
-    corpus.write(held_out, folder / "corpus" / "held_out.jsonl")
-    meta = tokenizer.build(folder / "corpus", folder / "tokens", SHAPE.vocab_size, 10**6)
-    assert meta["train_tokens"] > 10_000
-    return folder / "tokens"
+    lines = train_tiny_model.run(folder, [standard / "email", standard / "json"], STEPS)
+    return Trained(folder, **lines)
 
 
-@pytest.fixture(scope="module")
-def trained(tokens: pathlib.Path) -> tuple[transformer.Params, list[dict]]:
-    """A tiny model trained for sixty steps, and what was reported."""
-    lines: list[dict] = []
-    loss = train.language_model_loss(SHAPE, SETTINGS.dtype)
-    params = transformer.init(jax.random.key(0), SHAPE)
-    params = train.run(params, train.read_streams(tokens), loss, loss, SETTINGS, report=lines.append)
-    return params, lines
-
-
-def test_training_lowers_the_loss(trained: tuple[transformer.Params, list[dict]]) -> None:
+def test_training_lowers_the_loss(trained: Trained) -> None:
     """From about ln(512) = 6.2 nats to well under 5, on held-out text as well."""
-    _, lines = trained
-    assert lines[0]["loss"] > 5.9, lines[0]
-    assert lines[-2]["loss"] < 4.8, lines[-2]
-    assert lines[-1]["held_out"]["python"] < 5.2, lines[-1]
+    assert trained.target[0]["loss"] > 5.9, trained.target
+    assert trained.target[-2]["loss"] < 4.8, trained.target
+    assert trained.target[-1]["held_out"]["python"] < 5.2, trained.target
 
 
-def test_a_run_in_two_calls_equals_one(tokens: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_distillation_lowers_the_divergence(trained: Trained) -> None:
+    """KL(target || draft) falls, and the draft's tokens are accepted more often than a fresh one's."""
+    assert trained.draft[-2]["loss"] < 0.6 * trained.draft[0]["loss"], trained.draft
+    tokens = np.load(trained.folder / "tokens" / "held_out_python.npy")[: 8 * SHAPE.context]
+    fresh = transformer.init(jax.random.key(7), DRAFT)
+    words = trained.folder / "tokens" / "tokenizer.json"
+    checkpoint.export(fresh, DRAFT, words, trained.folder / "fresh", dtype="float32")
+    rates = [
+        evaluate.mean_acceptance(trained.folder / "target", trained.folder / name, tokens)
+        for name in ("draft", "fresh", "target")
+    ]
+    assert rates[0] > rates[1] + 0.1, rates
+    assert rates[2] == pytest.approx(1.0, abs=1e-3), "a target accepts its own proposals"
+
+
+def test_a_run_in_two_calls_equals_one(trained: Trained, tmp_path: pathlib.Path) -> None:
     """The saved state carries parameters, optimizer moments and the place in the data."""
-    settings = dataclasses.replace(SETTINGS, steps=24)
-    streams = train.read_streams(tokens)
-    loss = train.language_model_loss(SHAPE, "float32")
+    settings = dataclasses.replace(SETTINGS, steps=24, optimizer="adamw")
+    streams = train.read_streams(trained.folder / "tokens")
+    loss = train.language_model_loss(DRAFT, "float32")
 
-    def start() -> transformer.Params:
-        return transformer.init(jax.random.key(1), SHAPE)
+    def call(settings: train.Settings) -> transformer.Params:
+        start = transformer.init(jax.random.key(1), DRAFT)
+        return train.run(start, streams, loss, loss, settings, report=lambda line: None)
 
-    whole = train.run(start(), streams, loss, loss, settings, report=_no_report)
-    cut = dataclasses.replace(settings, state=tmp_path / "state.safetensors", stop_after_minutes=0.0)
-    train.run(start(), streams, loss, loss, cut, report=_no_report)
-    assert cut.state.exists()
-    rest = dataclasses.replace(cut, stop_after_minutes=10.0)
-    parts = train.run(start(), streams, loss, loss, rest, report=_no_report)
+    whole = call(settings)
+    state = tmp_path / "state.safetensors"
+    first = call(dataclasses.replace(settings, state=state, stop_after_minutes=0.0))
+    assert state.exists()
+    second = call(dataclasses.replace(settings, state=state))
+    assert not np.allclose(first["down"], whole["down"], atol=1e-3), "the first call stops early"
     for name, value in whole.items():
-        np.testing.assert_allclose(parts[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(second[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_export_is_read_by_transformers(
-    trained: tuple[transformer.Params, list[dict]], tokens: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    """transformers' logits on the exported float32 checkpoint equal the recipe's; so do the ids."""
-    params, _ = trained
-    checkpoint.export(params, SHAPE, tokens / "tokenizer.json", tmp_path, dtype="float32")
+def test_export_is_read_by_transformers_and_jaxinfer(trained: Trained) -> None:
+    """Both give the recipe's logits on the exported float32 checkpoint, and the tokenizer's ids."""
+    folder = trained.folder / "target"
     text = "def parse(self, text):\n        return [1234]\n"
-    reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
     ids = reader(text)["input_ids"]
     assert ids[0] == checkpoint.BOS_ID
     assert reader.decode(ids[1:]) == text
     assert len(reader.tokenize("1234")) == 4, "digits stand alone"
-    rows = np.random.default_rng().integers(3, SHAPE.vocab_size, (2, 48))
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.no_grad():
-        expected = model(torch.from_numpy(rows)).logits.numpy()
-    ours = transformer.logits(params, SHAPE, jnp.asarray(rows))
-    error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
-    assert error < 1e-5, f"{error=} {rows=}"
-    shape, again = checkpoint.load(tmp_path)
+    shape, params = checkpoint.load(folder)
     assert shape == SHAPE
-    np.testing.assert_array_equal(again["down"], params["down"])
+    rows = np.random.default_rng().integers(3, SHAPE.vocab_size, (2, 48))
+    ours = transformer.logits(params, SHAPE, jnp.asarray(rows))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(rows)).logits.numpy()
+    loaded = jaxinfer.load(folder, progress=False)
+    lengths = jnp.full(2, rows.shape[1])
+    served = jaxinfer.logits(loaded.params, loaded.config, jnp.asarray(rows), lengths)
+    for name, other in (("transformers", theirs), ("jaxinfer", np.asarray(served))):
+        error = np.linalg.norm(ours - other) / np.linalg.norm(other)
+        assert error < 1e-5, f"{name}: {error=} {rows=}"
 
 
-def test_distillation_lowers_the_divergence(
-    trained: tuple[transformer.Params, list[dict]], tokens: pathlib.Path
-) -> None:
-    """KL(target || draft) falls, and with it rises the chance that a draft token is accepted."""
-    target, _ = trained
-    draft = dataclasses.replace(SHAPE, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1)
-    loss = distill.distillation_loss(SHAPE, draft, "float32")
-    start = transformer.init(jax.random.key(2), draft)
-    lines: list[dict] = []
-    streams = train.read_streams(tokens)
-    rows = jnp.asarray(streams["python"][:64][None].astype(np.int32))
-    theirs = transformer.logits(target, SHAPE, rows)
-    before = distill.acceptance(theirs, transformer.logits(start, draft, rows)).mean()
-    settings = dataclasses.replace(SETTINGS, steps=40)
-    params = train.run(start, streams, loss, loss, settings, frozen=target, report=lines.append)
-    after = distill.acceptance(theirs, transformer.logits(params, draft, rows)).mean()
-    assert lines[-2]["loss"] < 0.6 * lines[0]["loss"], lines
-    assert after > before + 0.1, f"{before=} {after=}"
+def test_evaluation_measures_what_it_says(trained: Trained) -> None:
+    """Bits per byte equal the plain sum where one window holds it all; functions are cut and parsed."""
+    shape, params = checkpoint.load(trained.folder / "target")
+    rows = np.random.default_rng().integers(3, SHAPE.vocab_size, SHAPE.context).astype(np.uint16)
+    scores = transformer.logits(params, shape, jnp.asarray(rows[None, :-1], jnp.int32))
+    nats = float(transformer.cross_entropy(scores, jnp.asarray(rows[None, 1:], jnp.int32)).sum())
+    bits = evaluate.bits_per_byte(params, shape, rows, 100)
+    assert bits == pytest.approx(nats / np.log(2) / 100, rel=1e-4), rows
+    long = evaluate.bits_per_byte(params, shape, np.tile(rows, 4), 400)
+    assert 0.5 * bits < long < 1.5 * bits, "every token of a longer stream counts once"
+    completed = evaluate.function_text("def f(x):\n", "    return x\n\n\ndef g():\n    pas")
+    assert completed == "def f(x):\n    return x\n\n\n"
+    assert evaluate.parses(completed)
+    assert evaluate.function_text("def f(x):\n", "    return x") is None, "it may go on"
+    model = jaxinfer.load(trained.folder / "target", progress=False)
+    measured = evaluate.parse_rate(model, ["def f(x):\n", "def g(y):\n"], 0.8, 8)
+    assert measured["parse"] <= measured["finished"] <= measured["prompts"] == 2
 
 
 def test_split_keeps_near_copies_out_of_training() -> None:
@@ -169,5 +160,5 @@ def test_licences_and_filters() -> None:
 
 def test_unknown_optimizer_is_refused() -> None:
     """The error names what is known and what came."""
-    with pytest.raises(ValueError, match="muon.*adamw.*got 'sgd'"):
+    with pytest.raises(ValueError, match=r"muon.*adamw.*got 'sgd'"):
         train.optimizer(dataclasses.replace(SETTINGS, optimizer="sgd"))
