@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jaxinfer
-from examples.training import checkpoint, corpus, distill, tokenizer, train, transformer
+from examples.training import checkpoint, corpus, distill, packages, tokenizer, train, transformer
 
 SHAPE = transformer.Shape(
     vocab_size=512, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2,
@@ -36,9 +36,9 @@ SETTINGS = train.Settings(batch=8, context=64, learning_rate=1e-2, dtype="float3
 
 def write_corpus(folder: pathlib.Path, sources: list[pathlib.Path]) -> None:
     """Documents of Python files and, as prose, their docstrings; every eighth is held out."""
-    python = [document for source in sources for document in corpus.folder_documents(source, source.name)]
+    python = [document for source in sources for document in packages.folder_documents(source, source.name)]
     notes = [(d.name, ast.get_docstring(ast.parse(d.text)) or "") for d in python]
-    prose = [corpus.Document(name, "prose", note) for name, note in notes if len(note) > 100]
+    prose = [packages.Document(name, "prose", note) for name, note in notes if len(note) > 100]
     for kind in (python, prose):
         if len(kind) < 2:
             raise ValueError(f"the sources need at least two usable files of a kind, got {len(kind)} in {sources}")
