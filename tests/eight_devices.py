@@ -14,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import sharding
+from jaxinfer.engine import Engine
 from jaxinfer.generate import decode, logits, new_cache
 from jaxinfer.models import decoder, registry
+from jaxinfer.request import Request, SamplingParams
+from jaxinfer.scheduler import Limits
 from tests.models.small_configs import SMALL
 
 B, PROMPT, STEPS = 4, 6, 10
 COUNTED = ("llama3", "qwen3", "gemma3", "phi3-long", "olmo2", "gpt2")
+SERVED = ("qwen3", "gemma3")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -71,6 +75,17 @@ def run(config, tensors, mesh, prompt):
     cache = new_cache(params, config, B, PROMPT + STEPS, max_chunk=1, mesh=mesh)
     tokens, found = greedy(params, config, prompt, cache)
     return np.asarray(tokens), np.asarray(found), params
+
+
+def served(params, config, mesh, prompt):
+    """The tokens that the engine gives, prompts in chunks."""
+    engine = Engine(params, config, Limits(slots=B, max_length=32, chunk=4, decode_steps=3), mesh=mesh)
+    greedy = SamplingParams(temperature=0, max_new_tokens=STEPS)
+    rows = [Request(id=str(i), prompt_token_ids=tuple(row.tolist()), params=greedy) for i, row in enumerate(prompt)]
+    found = [row.tolist() for row in prompt]
+    for token in engine.run(rows):
+        found[int(token.request_id)].append(token.token_id)
+    return found
 
 
 def clear(found) -> bool:
@@ -126,6 +141,7 @@ def report(name: str) -> dict:
     with jax.set_mesh(mesh):
         sharded, cached, params = run(config, tensors, mesh, prompt)
         cacheless = np.asarray(whole(params, config, tokens[:, :-1]))
+        engine = served(params, config, mesh, prompt) if name in SERVED else None
         layer, outside = split_collectives(config, mesh) if name in COUNTED else (None, None)
     top = np.abs(truth).max()
     return {
@@ -134,6 +150,7 @@ def report(name: str) -> dict:
         "mesh": dict(mesh.shape),
         "tokens": tokens.tolist(),
         "sharded": sharded.tolist(),
+        "served": engine,
         "cached_error": float(np.abs(cached - truth).max() / top),
         "cacheless_error": float(np.abs(cacheless - truth).max() / top),
         "layer": layer,

@@ -48,6 +48,11 @@ def test_one_devices_tokens(reports, name):
     assert report["cacheless_error"] < 1e-4, report["seed"]
 
 
+@pytest.mark.parametrize("name", eight_devices.SERVED)
+def test_the_engine_serves_the_same_tokens(reports, name):
+    assert reports[name]["served"] == reports[name]["tokens"], reports[name]["seed"]
+
+
 def test_heads_are_repeated_and_the_vocabulary_padded(reports):
     """The meshes above do have more shards than some families have key-value heads, and cut a vocabulary unevenly."""
     for name in ("gemma", "gemma2"):
