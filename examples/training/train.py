@@ -200,6 +200,9 @@ def run(
 
     `keep` is called with the parameters whenever the sum of the held-out losses is the lowest yet.
     """
+    short = {kind: len(value) for kind, value in streams.items() if len(value) < settings.context + 2}
+    if short:
+        raise ValueError(f"a stream needs over {settings.context + 1} tokens, got {short}: add text")
     began = time.monotonic()
     train_step, eval_step = make_steps(loss, held_out, settings)
     state = (params, optimizer(settings).init(params))

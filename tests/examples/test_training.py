@@ -158,6 +158,34 @@ def test_licences_and_filters() -> None:
     assert filters.clean_python(good + "def broken(:\n") is None
 
 
+def test_the_clock_fits_the_schedule_to_the_time() -> None:
+    """A run of one minute at a tenth of a second a step ends its schedule after 600 steps."""
+    clock = train.Clock(dataclasses.replace(SETTINGS, minutes=1.0))
+    for done in range(0, 600, 50):
+        clock.step += 50
+        clock.record(5.0, 50)
+        assert clock.progress() == pytest.approx(min(1.0, (done + 51) / 600), abs=1e-6)
+        assert clock.done() == (done == 550)
+    resumed = train.Clock(dataclasses.replace(SETTINGS, minutes=1.0), step=300, seconds=30.0)
+    assert resumed.progress() == pytest.approx(301 / 600)
+    rates = [train.schedule(p, warmup=0.1, decay=0.5) for p in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="steps or minutes"):
+        train.Clock(SETTINGS)
+
+
+def test_an_epoch_visits_every_window_once() -> None:
+    """Starts lie a context apart, in a fresh order each epoch; skipping continues the same sequence."""
+    draws = train.shuffled_starts(size=1000, context=10, batch=7, seed=3, skip=0)
+    epoch = np.concatenate([next(draws) for _ in range(14)])
+    assert len(set(epoch.tolist())) == len(epoch)
+    assert len(set((epoch % 10).tolist())) == 1
+    assert epoch.min() >= 0
+    assert epoch.max() + 11 <= 1000
+    resumed = train.shuffled_starts(size=1000, context=10, batch=7, seed=3, skip=14)
+    np.testing.assert_array_equal(next(draws), next(resumed))
+
+
 def test_unknown_optimizer_is_refused() -> None:
     """The error names what is known and what came."""
     with pytest.raises(ValueError, match=r"muon.*adamw.*got 'sgd'"):
