@@ -1,0 +1,53 @@
+"""The step compiles for real TPUs, in bf16, with its cache in place and two collectives a layer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tpu_topologies
+
+TOPOLOGIES = ("v5e:2x2", "v6e:2x2", "tpu7x:2x2x1")
+SETTINGS = {  # libtpu asks nobody what machine this is
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+}
+
+
+@pytest.fixture(scope="module")
+def reports():
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tpu_topologies", *TOPOLOGIES],
+        env={**os.environ, **SETTINGS, "PYTHONPATH": str(root)},
+        cwd=root, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {report["topology"]: report for report in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("program", ["decode", "prefill"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_compiles(reports, topology, program):
+    report = reports[topology]
+    assert report["platform"] == "tpu"
+    assert report["cache"] == "bfloat16"
+    found, config = report[program], tpu_topologies.CONFIG
+    slots = tpu_topologies.LENGTH + 512 + 512 - 1  # one full ring, one of a window and a chunk
+    cache = 2 * tpu_topologies.B * slots * config.num_kv_heads * config.head_dim * 2 // tpu_topologies.SHARDS
+    assert found["aliased"] >= cache  # donated: no second copy
+    if program == "decode":
+        assert found["temporaries"] < 0.1 * found["arguments"]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_collectives(reports, topology):
+    """Two sums a layer, and one for the rows of the sharded embedding."""
+    wanted = dict.fromkeys(tpu_topologies.COLLECTIVES, 0)
+    wanted["all-reduce"] = 2 * len(tpu_topologies.CONFIG.layers) + 1
+    assert reports[topology]["collectives"] == wanted

@@ -1,0 +1,71 @@
+"""Run by test_tpu_compile.py in its own process: compile real programs for TPUs that this machine does not have.
+
+Usage: python -m tests.tpu_topologies NAME...; one line of JSON a topology. libtpu compiles without a device.
+"""
+
+import functools
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from jaxinfer import sharding
+from jaxinfer.config import LayerConfig, ModelConfig, Rope
+from jaxinfer.generate import decode, new_cache, prefill
+from jaxinfer.models import decoder
+from pallas_kernels.backend import platform
+
+B, LENGTH, SHARDS = 16, 2048, 4
+ROPE = Rope(rotary_dim=128, theta=5e5)
+CONFIG = ModelConfig(  # two layers of Llama 3 8B, one of them with a window
+    family="llama", vocab_size=128256, d_model=4096, d_ff=14336, num_heads=32, num_kv_heads=8, head_dim=128,
+    layers=(LayerConfig(rope=ROPE), LayerConfig(rope=ROPE, window=512)), max_position=8192,
+)  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def array(shape, dtype, letters, mesh):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.place(letters, mesh))
+
+
+def report(topology: str) -> dict:
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = sharding.make_mesh({"model": SHARDS}, devices=devices)
+    with jax.set_mesh(mesh):
+        layout = decoder.layout(CONFIG, SHARDS)
+        params = jax.tree.map(
+            lambda leaf: array(leaf.shape, jnp.bfloat16, leaf.letters, mesh), layout, is_leaf=decoder.is_leaf
+        )
+        cache = jax.eval_shape(lambda p: new_cache(p, CONFIG, B, LENGTH, max_chunk=512), params)
+        dtype = cache.layers[0].k.dtype
+        cache = cache.replace(
+            layers=jax.tree.map(lambda x: array(x.shape, x.dtype, "BK..", mesh), cache.layers),
+            lengths=array((B,), jnp.int32, "B", mesh),
+        )
+        rows, prompts = array((B,), jnp.int32, "B", mesh), array((B, 512), jnp.int32, "B.", mesh)
+        found = {"topology": topology, "platform": platform(), "cache": str(dtype)}
+        for name, function, inputs in (
+            ("decode", decode, (rows, cache)),
+            ("prefill", functools.partial(prefill, chunk=512), (prompts, rows, cache)),
+        ):
+            donated = 2 + inputs.index(cache)
+            jitted = jax.jit(function, static_argnums=1, donate_argnums=donated)
+            compiled = jitted.lower(params, CONFIG, *inputs).compile()
+            memory = compiled.memory_analysis()
+            found[name] = {
+                "arguments": memory.argument_size_in_bytes,
+                "aliased": memory.alias_size_in_bytes,
+                "temporaries": memory.temp_size_in_bytes,
+            }
+            if name == "decode":  # an older jaxlib cannot print a newer libtpu's asynchronous prefill
+                text = compiled.as_text()
+                found["collectives"] = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+    return found
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(json.dumps(report(name)), flush=True)
