@@ -15,6 +15,7 @@ from jaxinfer.cli import generate, model, output, prompt, sampling
 from jaxinfer.cli.flags import Command, Flags
 from jaxinfer.model import Model
 from jaxinfer.request import SamplingParams
+from jaxinfer.tokenizer import Tokenizer
 
 try:
     import readline
@@ -51,14 +52,22 @@ def run(values: FlagValues) -> None:
         )
     if values.chat_template == "plain":
         params = dataclasses.replace(params, stop=(*params.stop, *prompt.PLAIN_STOPS))
-    Conversation(loaded, params, prompt.template(values, loaded.tokenizer), values.system).talk(_lines())
+    template = prompt.template(values, loaded.tokenizer)
+    Conversation(loaded, loaded.tokenizer, params, template, values.system).talk(_lines())
 
 
 class Conversation:
     """The messages so far, and what a line typed by the user does to them."""
 
-    def __init__(self, loaded: Model, params: SamplingParams, template: dict[str, str], system: str | None = None):
-        self._model, self._params, self._template = loaded, params, template
+    def __init__(
+        self,
+        loaded: Model,
+        tokenizer: Tokenizer,
+        params: SamplingParams,
+        template: dict[str, str],
+        system: str | None = None,
+    ):
+        self._model, self._tokenizer, self._params, self._template = loaded, tokenizer, params, template
         self.messages: list[dict[str, str]] = []
         self._begin(system)
 
@@ -108,7 +117,7 @@ class Conversation:
         """Stream the answer to `text`; what fails leaves the conversation as it was."""
         messages = [*self.messages, {"role": "user", "content": text}]
         try:
-            ids = self._model.tokenizer.encode_chat(messages, **self._template)
+            ids = self._tokenizer.encode_chat(messages, **self._template)
             most = self._model.config.max_position
             room = most - len(ids)
             if room < 1:

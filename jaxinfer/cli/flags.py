@@ -40,6 +40,7 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token), float(value)
 
 
+TEXT = absl.ArgumentParser()  # as it stands
 INTEGER = _Parser(int, "an integer")
 REAL = _Parser(float, "a number")
 IDS = _Parser(_ids, "token ids separated by commas, like 1,2,3")
@@ -79,9 +80,8 @@ class Flags:
         absl.DEFINE(parser, name, default, help, flag_values=self.values)
         self._show(name, form, help, default)
 
-    def many(self, name: str, parser: _Parser | None, help: str, form: str = "TEXT") -> None:
-        """A flag that may be given several times; parser None: each value is text as it stands."""
-        parser = parser or absl.ArgumentParser()
+    def many(self, name: str, parser: absl.ArgumentParser, help: str, form: str = "TEXT") -> None:
+        """A flag that may be given several times."""
         absl.DEFINE_multi(parser, absl.ArgumentSerializer(), name, [], help, flag_values=self.values)
         self._show(name, form, help + " (repeatable)", None)
 

@@ -71,10 +71,11 @@ def show(chunks: Iterable[TextChunk], echo: list[str], count: int, as_ids: bool 
             if waiting[turn]:
                 output.write(waiting[turn])
                 waiting[turn] = ""
-            if done[turn] is None:
+            completion = done[turn]
+            if completion is None:
                 break
             output.write("\n")
-            output.note(stats(done[turn]))
+            output.note(stats(completion))
             turn += 1
             if turn < count:
                 _head(turn, echo, count)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl.flags import FlagValues
 
-from jaxinfer.cli.flags import IDS, Flags
+from jaxinfer.cli.flags import IDS, TEXT, Flags
 from jaxinfer.model import Model
 from jaxinfer.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ PLAIN_STOPS = ("\n\nUser:", "\n\nSystem:", "\n\nAssistant:")
 
 def define(flags: Flags) -> None:
     flags.group("Prompt")
-    flags.many("prompt", None, "the text")
+    flags.many("prompt", TEXT, "the text")
     flags.text("prompt_file", "a file that holds the text; - is standard input", form="FILE")
     flags.one("token_ids", IDS, "token ids in place of text, like 1,2,3; works without a tokenizer", form="IDS")
 
@@ -76,13 +76,13 @@ def wraps(values: FlagValues, tokenizer: Tokenizer | None) -> bool:
 def encode(values: FlagValues, model: Model, prompts: list[str | tuple[int, ...]]) -> list[list[int]]:
     """Token ids of prompts; texts are wrapped as the user's turn where the model has a chat template, unless --raw."""
     tokenizer = model.tokenizer
-    if not wraps(values, tokenizer):
+    if tokenizer is None or not wraps(values, tokenizer):
         return [model.encode(prompt) for prompt in prompts]
     options = template(values, tokenizer)
 
-    def one(prompt):
-        if not isinstance(prompt, str):
-            return model.encode(prompt)
-        return tokenizer.encode_chat([{"role": "user", "content": prompt}], **options)
-
-    return [one(prompt) for prompt in prompts]
+    return [
+        tokenizer.encode_chat([{"role": "user", "content": prompt}], **options)
+        if isinstance(prompt, str)
+        else model.encode(prompt)
+        for prompt in prompts
+    ]

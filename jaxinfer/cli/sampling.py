@@ -1,10 +1,11 @@
 """Flags for every field of SamplingParams."""
 
 import dataclasses
+from typing import Any
 
 from absl.flags import FlagValues
 
-from jaxinfer.cli.flags import BIAS, IDS, INTEGER, REAL, Flags
+from jaxinfer.cli.flags import BIAS, IDS, INTEGER, REAL, TEXT, Flags
 from jaxinfer.request import LOGPROBS_MODES, SamplingParams
 
 HELP = {
@@ -30,8 +31,8 @@ HELP = {
     "logprobs_mode": "of the model's own distribution, or after penalties, temperature and masks",
 }
 FORMS = {
-    "bad_words": (None, "TEXT"),
-    "stop": (None, "TEXT"),
+    "bad_words": (TEXT, "TEXT"),
+    "stop": (TEXT, "TEXT"),
     "bad_word_ids": (IDS, "IDS"),
     "logit_bias": (BIAS, "ID:BIAS"),
 }
@@ -51,7 +52,7 @@ def define(flags: Flags, leave_out: tuple[str, ...] = ()) -> None:
         elif name == "stop_token_ids":
             flags.one(name, IDS, HELP[name], default, "IDS")
         elif name == "logprobs_mode":
-            flags.choice(name, HELP[name], LOGPROBS_MODES, default)
+            flags.choice(name, HELP[name], LOGPROBS_MODES, str(default))
         elif field.type is bool:
             flags.switch(name, HELP[name])
         elif field.type is float:
@@ -60,8 +61,8 @@ def define(flags: Flags, leave_out: tuple[str, ...] = ()) -> None:
             flags.one(name, INTEGER, HELP[name], default)
 
 
-def read(values: FlagValues, **settings) -> SamplingParams:
+def read(values: FlagValues) -> SamplingParams:
     """The parameters that the flags describe; ValueError where a value is out of its bounds."""
     names = [field.name for field in dataclasses.fields(SamplingParams) if field.name in values]
-    found = {name: values[name].value for name in names}
-    return SamplingParams(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()} | settings)
+    found: dict[str, Any] = {name: values[name].value for name in names}
+    return SamplingParams(**found)
