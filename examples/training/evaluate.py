@@ -28,7 +28,7 @@ from examples.training.transformer import Params, Shape
 SAMPLE_PROMPTS = (
     'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
     'def read_json(path):\n    """Read a JSON file and return its contents."""\n',
-    "class Stack:\n    ",
+    'class Stack:\n    """',
     "import argparse\n\n\ndef main():\n",
     "The purpose of this module is to",
     "In order to install the package, you",
@@ -100,9 +100,17 @@ def parses(text: str) -> bool:
     return True
 
 
+def complete(
+    model: jaxinfer.Model, prompts: list[str], temperature: float, max_new_tokens: int
+) -> list[jaxinfer.Completion]:
+    """A completion for each prompt, none for none."""
+    settings = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": 0}
+    return model.generate(prompts, **settings) if prompts else []
+
+
 def parse_rate(model: jaxinfer.Model, prompts: list[str], temperature: float, max_new_tokens: int) -> dict[str, float]:
     """Of the functions started by `prompts`: how many end in time, and how many of those parse."""
-    completions = model.generate(prompts, temperature=temperature, max_new_tokens=max_new_tokens, seed=0)
+    completions = complete(model, prompts, temperature, max_new_tokens)
     stopped = [c.finish_reason is jaxinfer.FinishReason.STOP for c in completions]
     texts = [c.text + "\n#" * stop for c, stop in zip(completions, stopped, strict=True)]
     functions = [function_text(p, t) for p, t in zip(prompts, texts, strict=True)]
@@ -167,13 +175,19 @@ def evaluate(
         if draft is not None:
             rate = mean_acceptance(folder, draft, tokens[: 64 * shape.context])
             found["held_out"][kind]["draft accepted"] = rate
+
+    def fits(prompt: str) -> bool:
+        return len(encoder.encode(prompt).ids) + max_new_tokens <= shape.context
+
     model = jaxinfer.load(folder, progress=False)
     prompts = function_prompts(iter(held_out_text(source, "python", max_bytes)), functions)
+    prompts, samples = list(filter(fits, prompts)), list(filter(fits, SAMPLE_PROMPTS))
     found["functions"] = [parse_rate(model, prompts, t, max_new_tokens) for t in (0.0, 0.5, 0.8)]
-    found["samples"] = {
-        str(temperature): [c.text for c in model.generate(SAMPLE_PROMPTS, temperature=temperature, seed=0)]
-        for temperature in (0.0, 0.7)
-    }
+    found["samples"] = {}
+    for temperature in (0.0, 0.7):
+        completions = complete(model, samples, temperature, max_new_tokens)
+        texts = [prompt + c.text for prompt, c in zip(samples, completions, strict=True)]
+        found["samples"][str(temperature)] = texts
     return found
 
 

@@ -119,9 +119,21 @@ def test_evaluation_measures_what_it_says(trained: Trained) -> None:
     assert completed == "def f(x):\n    return x\n\n\n"
     assert evaluate.parses(completed)
     assert evaluate.function_text("def f(x):\n", "    return x") is None, "it may go on"
-    model = jaxinfer.load(trained.folder / "target", progress=False)
-    measured = evaluate.parse_rate(model, ["def f(x):\n", "def g(y):\n"], 0.8, 8)
-    assert measured["parse"] <= measured["finished"] <= measured["prompts"] == 2
+    found = evaluate.evaluate(
+        trained.folder / "target",
+        trained.folder / "corpus",
+        trained.folder / "draft",
+        max_bytes=5000,
+        functions=4,
+        max_new_tokens=8,
+    )
+    for kind, measured in found["held_out"].items():
+        bits = [measured[name] for name in ("model", "xz -9", "gzip -9")]
+        assert all(1.0 < value < 5.0 for value in bits), f"{kind}: {found}"
+        assert 0.0 < measured["draft accepted"] < 1.0, found
+    assert all(f["parse"] <= f["finished"] <= f["prompts"] for f in found["functions"]), found
+    assert found["samples"]["0.0"], "some sample prompt fits the context"
+    assert all(text.startswith(evaluate.SAMPLE_PROMPTS) for text in found["samples"]["0.7"]), found
 
 
 def test_split_keeps_near_copies_out_of_training() -> None:
