@@ -90,6 +90,7 @@ class Engine:
             config, limits.max_length, max_chunk=limits.chunk, page_size=page_size, stream_window=stream_window,
             sinks=sinks,
         )  # fmt: skip
+        limits = dataclasses.replace(limits, reuse=limits.reuse and page_size is None)
         limits = self.limits = _for_model(limits, config, rings)
         pools, per_slot = [], []
         for ring in rings if page_size is not None else ():
@@ -123,10 +124,13 @@ class Engine:
         """How many programs have been compiled so far."""
         return self._programs.compiled
 
-    def add(self, request: Request) -> Sequence:
-        """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or the cache."""
+    def add(self, request: Request, *, reuse: bool = False) -> Sequence:
+        """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or the cache.
+
+        reuse: start from what a slot's last sequence left behind, where that begins the same.
+        """
         request.validate(self._config.vocab_size)
-        return self._scheduler.add(request, self.eos_ids)
+        return self._scheduler.add(request, self.eos_ids, reuse=reuse)
 
     def abort(self, sequence: Sequence) -> None:
         """Take a sequence out now; tokens still under way for it are dropped."""

@@ -104,7 +104,7 @@ class Model:
         """As `generate`, a token at a time. Closing the iterator stops the generation."""
         params = dataclasses.replace(params or SamplingParams(), **settings)
         ids = [self.encode(prompt) for prompt in _several(prompts)]
-        return self._stream(ids, params, stream)
+        return self._stream(ids, params, stream, reuse=False)
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *,
@@ -114,9 +114,8 @@ class Model:
 
         The cache keeps the conversation: the next call reads only what is new.
         """
-        params = dataclasses.replace(params or SamplingParams(), **settings, n=1)
-        ids = self._need_tokenizer("chat").encode_chat(messages, **(template or {}))
-        (completion,) = (c.completion for c in self._stream([ids], params, None) if c.completion is not None)
+        chunks = self.stream_chat(messages, params, template=template, **settings)
+        (completion,) = (chunk.completion for chunk in chunks if chunk.completion is not None)
         return completion
 
     def stream_chat(
@@ -126,7 +125,7 @@ class Model:
         """As `chat`, a token at a time."""
         params = dataclasses.replace(params or SamplingParams(), **settings, n=1)
         ids = self._need_tokenizer("chat").encode_chat(messages, **(template or {}))
-        return self._stream([ids], params, None)
+        return self._stream([ids], params, None, reuse=True)
 
     def score(self, prompts: Prompt | Sequence[Prompt]) -> list[Scored]:
         """The log-probability of every token of each text, by the model's raw logits."""
@@ -150,7 +149,9 @@ class Model:
             raise ValueError(f"{use} needs a tokenizer, and this model has none (no tokenizer.json); pass token ids")
         return self.tokenizer
 
-    def _stream(self, prompts, params: SamplingParams, stream: Stream | None) -> Generator[TextChunk, None, None]:
+    def _stream(
+        self, prompts, params: SamplingParams, stream: Stream | None, *, reuse: bool
+    ) -> Generator[TextChunk, None, None]:
         begin = time.perf_counter()
         if params.bad_words:
             words = self._need_tokenizer("bad_words").bad_word_ids(params.bad_words)
@@ -167,7 +168,7 @@ class Model:
             )
         with self._borrow(len(requests), longest, stream) as engine:
             texts = [_Text(self.tokenizer, r, begin) for r in requests]
-            sequences = [engine.add(r) for r in requests]
+            sequences = [engine.add(r, reuse=reuse) for r in requests]
             try:
                 while not engine.idle:
                     for token in engine.step():

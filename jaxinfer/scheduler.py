@@ -17,8 +17,8 @@ class Limits:
     """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one sequence in one
     step; budget: of all. decode_steps: tokens decoded before the host looks again. endless: the ring may wrap, so that
     max_length does not bound a sequence. rope_switch: the length at which a sequence's rope changes (longrope), or 0.
-    reuse: a slot remembers what its last sequence left in the cache, and a prompt that begins the same starts there;
-    at most `rollback` positions may be forgotten again (what a wrapped ring still holds beyond its window)."""
+    reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it and begins the same
+    starts there; at most `rollback` positions may be forgotten again (what a wrapped ring still holds beyond its window)."""
 
     slots: int
     max_length: int
@@ -44,6 +44,7 @@ class Sequence:
 
     request: Request
     eos_ids: tuple[int, ...]
+    reuse: bool = False
     slot: int = -1
     reused: int = 0
     pages: tuple[tuple[int, ...], ...] = ()
@@ -102,15 +103,15 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def add(self, request: Request, eos_ids: tuple[int, ...]) -> Sequence:
-        """Queue a request. ValueError where it could never fit."""
+    def add(self, request: Request, eos_ids: tuple[int, ...], *, reuse: bool = False) -> Sequence:
+        """Queue a request; reuse: start from what a slot still holds. ValueError where it could never fit."""
         total = len(request.prompt_token_ids) + request.params.max_new_tokens
         if not self.limits.endless and total > self.limits.max_length:
             raise ValueError(
                 f"prompt and max_new_tokens need to fit {self.limits.max_length} positions, got "
                 f"{len(request.prompt_token_ids)} + {request.params.max_new_tokens}; shorten one or raise max_length"
             )
-        sequence = Sequence(request, eos_ids, prompt=request.prompt_token_ids)
+        sequence = Sequence(request, eos_ids, reuse and self.limits.reuse, prompt=request.prompt_token_ids)
         self.waiting.append(sequence)
         return sequence
 
@@ -185,7 +186,7 @@ class Scheduler:
             if any(pool.free < need for pool, need in zip(self._pools, needs, strict=True)):
                 break
             s = self.waiting.popleft()
-            s.slot, s.reused = self._choose_slot(s.prompt)
+            s.slot, s.reused = self._choose_slot(s)
             s.computed = s.reused
             self._free_slots.remove(s.slot)
             s.pages = tuple(pool.acquire(n) for pool, n in zip(self._pools, needs, strict=True))
@@ -193,10 +194,10 @@ class Scheduler:
             admitted.append(s)
         return tuple(admitted)
 
-    def _choose_slot(self, prompt: tuple[int, ...]) -> tuple[int, int]:
-        """The free slot that holds most of the prompt's beginning, and how many positions of it."""
-        best = (self._free_slots[-1], 0)
-        for slot in self._free_slots:
+    def _choose_slot(self, s: Sequence) -> tuple[int, int]:
+        """A free slot and how many positions of the prompt's beginning it holds: the most, where reuse is wanted."""
+        best, prompt = (self._free_slots[-1], 0), s.prompt
+        for slot in self._free_slots if s.reuse else ():
             ids, written = self._left_behind.get(slot, ((), 0))
             same, switch = 0, self.limits.rope_switch
             if switch and max(len(prompt), written) > switch:

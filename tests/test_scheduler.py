@@ -59,8 +59,8 @@ def test_a_prompt_that_begins_as_the_slots_last_one_starts_there():
     scheduler.record(first, 9, None, None)
     scheduler.plan()
     scheduler.record(first, 10, None, None)
-    again = scheduler.add(request(1, (5, 6, 7, 8, 9, 10, 11), new=2), ())
-    other = scheduler.add(request(2, (5, 9), new=2), ())
+    again = scheduler.add(request(1, (5, 6, 7, 8, 9, 10, 11), new=2), (), reuse=True)
+    other = scheduler.add(request(2, (5, 9), new=2), (), reuse=True)
     plan = scheduler.plan()
     assert again.slot == first.slot
     assert again.reused == 5  # the last sampled token was never written
@@ -74,7 +74,7 @@ def test_a_wrapped_ring_is_not_rolled_back_too_far(written, reused):
     first = scheduler.add(request(0, tuple(range(10, 10 + written)), new=1), ())
     scheduler.plan()
     scheduler.record(first, 9, None, None)
-    again = scheduler.add(request(1, (10, 11, 12, 13, 99), new=1), ())
+    again = scheduler.add(request(1, (10, 11, 12, 13, 99), new=1), (), reuse=True)
     scheduler.plan()
     assert again.reused == reused
 
