@@ -165,8 +165,10 @@ class Engine:
 
     def run(self, requests: Many[Request]) -> Iterator[Token]:
         """All requests to their end; events as they come. Abandoning the iterator aborts what is left."""
-        sequences = [self.add(request) for request in requests]
+        sequences = []
         try:
+            for request in requests:
+                sequences.append(self.add(request))
             while not self.idle:
                 yield from self.step()
         finally:

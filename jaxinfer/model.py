@@ -29,6 +29,7 @@ from jaxinfer.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 MAX_SLOTS = 64  # sequences at once; further ones wait
+CONVERSATION = 4096  # positions that a chat has room for before its cache must move
 KEPT_ENGINES = 2  # idle engines whose memory is kept for the next call
 
 
@@ -166,10 +167,12 @@ class Model:
                 f"prompt and max_new_tokens need to fit the model's {self.config.max_position} positions, got {longest}; "
                 "shorten one, or pass stream=Stream(...) to keep only the latest"
             )
-        with self._borrow(len(requests), longest, stream) as engine:
+        with self._borrow(len(requests), max(longest, CONVERSATION if reuse else 0), stream) as engine:
             texts = [_Text(self.tokenizer, r, begin) for r in requests]
-            sequences = [engine.add(r, reuse=reuse) for r in requests]
+            sequences = []
             try:
+                for request in requests:
+                    sequences.append(engine.add(request, reuse=reuse))
                 while not engine.idle:
                     for token in engine.step():
                         index = int(token.request_id)
@@ -188,7 +191,7 @@ class Model:
         """An engine of the right size, an idle one where there is one."""
         slots = bucket(requests, 1, self._limits.slots)
         if stream is None:
-            length = bucket(longest, 256, self.config.max_position)
+            length = bucket(min(longest, self.config.max_position), 256, self.config.max_position)
         else:
             length = stream.sinks + stream.window + self._limits.chunk - 1
         with self._lock:

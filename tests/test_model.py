@@ -137,6 +137,13 @@ def test_bad_input_is_named(model, prompt, settings, message):
         model.generate([prompt], **settings)
 
 
+def test_a_refused_request_takes_its_neighbours_back(model):
+    good = model.generate("hello", temperature=0, max_new_tokens=NEW)[0]
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        model.generate(["hello", "world"], temperature=0, max_new_tokens=NEW, stop_token_ids=(10**6,))
+    assert model.generate("hello", temperature=0, max_new_tokens=NEW)[0].token_ids == good.token_ids
+
+
 def test_without_a_tokenizer_ids_work_and_text_does_not(model):
     bare = Model(model.params, model.config)
     (found,) = bare.generate([[5, 6, 7]], temperature=0, max_new_tokens=3)
