@@ -41,8 +41,7 @@ class Pages:
     v: jax.Array
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """layers: one `Pages` a layer. tables: per group, [B, pages a sequence] int32, or None (row b owns page b).
     lengths [B] int32: positions written. rings, groups: per group its ring; per layer its group."""
 
@@ -91,7 +90,7 @@ def plan_rings(
 
 def init_cache(
     config: ModelConfig, rings: Sequence[Ring], groups: Sequence[int], batch: int, dtype, *,
-    num_kv_heads: int | None = None, page_size: int | None = None, num_pages: Sequence[int] | None = None,
+    num_kv_heads: int | None = None, page_size: int | None = None, num_pages: Sequence[int] = (),
     mesh=None,
 ) -> Cache:  # fmt: skip
     """An empty cache for `batch` sequences: one page each, or `num_pages` pages per group shared through tables.
@@ -134,11 +133,11 @@ def write(
     if table is None:
         slots = jnp.where(positions >= 0, slots, size)  # past the end: dropped
 
-        def put(page, slot, new):
+        @jax.vmap
+        def put_row(page, slot, new):
             return page.at[:, slot].set(jnp.swapaxes(new, 0, 1).astype(page.dtype), mode="drop")
 
-        put = jax.vmap(put)
-        return Pages(k=put(pages.k, slots, k), v=put(pages.v, slots, v))
+        return Pages(k=put_row(pages.k, slots, k), v=put_row(pages.v, slots, v))
     page = jnp.where(positions >= 0, table[rows, slots // size], pages.k.shape[0])
     offset = slots % size
 

@@ -20,8 +20,9 @@ def enable(folder: str | os.PathLike | None = None) -> Path | None:
     default cannot be made private: then nothing is cached, because programs are code. A named folder that cannot be
     used is a ValueError.
     """
-    if folder is None and jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    chosen = getattr(jax.config, "jax_compilation_cache_dir")
+    if folder is None and chosen:
+        return Path(chosen)
     path = default_folder() if folder is None else Path(folder)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 RopeScaling = Literal["none", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
 
@@ -94,7 +95,7 @@ class ModelConfig:
     norm_offset: float = 0.0
     norm_style: Literal["pre", "post", "sandwich"] = "pre"
     qk_norm: Literal["none", "head", "full"] = "none"
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Activation = "silu"
     gated: bool = True
     qkv_bias: bool = False
     out_bias: bool = False

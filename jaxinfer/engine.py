@@ -62,7 +62,7 @@ def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Lim
     ropes = [layer.rope for layer in config.layers if layer.rope is not None]
     by_length = {rope.scaling: rope.original_max_position for rope in ropes}
     wraps = [ring for ring in rings if ring.window is not None and ring.capacity < limits.max_length]
-    spare = [ring.capacity - ring.window - ring.sinks for ring in wraps]
+    spare = [ring.capacity - (ring.window or 0) - ring.sinks for ring in wraps]
     return dataclasses.replace(
         limits,
         rope_switch=by_length.get("longrope", 0),
@@ -93,10 +93,9 @@ class Engine:
         limits = dataclasses.replace(limits, reuse=limits.reuse and page_size is None)
         limits = self.limits = _for_model(limits, config, rings)
         pools, per_slot = [], []
-        for ring in rings if page_size is not None else ():
-            each = ring.capacity // page_size
-            per_slot.append((each, page_size))
-            pools.append(PagePool(num_pages or each * limits.slots))
+        if page_size is not None:
+            per_slot = [(ring.capacity // page_size, page_size) for ring in rings]
+            pools = [PagePool(num_pages or each * limits.slots) for each, _ in per_slot]
         self._scheduler = Scheduler(limits, tuple(pools), tuple(per_slot))
         self._largest_span = max(ring.capacity for ring in rings)
         reading = range(1, limits.slots + 1)  # how many slots may read prompts while the others decode
@@ -297,9 +296,9 @@ class Engine:
                     continue
                 wanted = sequence.request.params.logprobs
                 logprob = top = None
-                if wanted is not None:
+                if wanted is not None and output.logprobs is not None:
                     logprob = float(output.logprobs[row, i])
                     pairs = zip(output.top_ids[row, i, :wanted], output.top_logprobs[row, i, :wanted], strict=True)
-                    top = tuple((int(token), float(value)) for token, value in pairs)
+                    top = tuple((int(other), float(value)) for other, value in pairs)
                 events.append(self._scheduler.record(sequence, token, logprob, top))
         return events

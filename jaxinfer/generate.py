@@ -162,6 +162,7 @@ def generate(
 
     def choose(found, history, cache, active, out, i):
         drawn = sampler.sample(found, sampling, history, cache.lengths, top_n=0)
+        assert drawn.logprob is not None  # as top_n asks
         history = sampler.update(history, drawn.token, active)
         token = jnp.where(active, drawn.token, 0)
         out = Generated(

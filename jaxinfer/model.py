@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jax.sharding import Mesh
@@ -261,8 +261,8 @@ class _Text:
             token_ids=tuple(t.token_id for t in tokens),
             text="" if self._detokenizer is None else self._detokenizer.text,
             finish_reason=reason,
-            logprobs=tuple(t.logprob for t in tokens) if asked else None,
-            top_logprobs=tuple(t.top_logprobs for t in tokens) if asked else None,
+            logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if asked else None,
+            top_logprobs=tuple(t.top_logprobs for t in tokens if t.top_logprobs is not None) if asked else None,
             index=int(self._request.id),
             ttft_s=self._first - self._begin,
             decode_tokens_per_s=(len(tokens) - 1) / spent if len(tokens) > 1 and spent > 0 else None,
@@ -271,9 +271,11 @@ class _Text:
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many -> many."""
-    if isinstance(prompts, str) or all(isinstance(p, (int, np.integer)) for p in prompts):
+    if isinstance(prompts, str):
         return [prompts]
-    return list(prompts)
+    if all(isinstance(p, (int, np.integer)) for p in prompts):
+        return [cast(Sequence[int], prompts)]
+    return list(cast(Sequence[Prompt], prompts))
 
 
 def _completions(params: SamplingParams) -> list[SamplingParams]:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class Ragged:
+class Ragged(struct.PyTreeNode):
     """tokens, positions [T] int32 (position -1: padding); rows [T] int32: the row of each token.
     starts, counts [B]: where row b's tokens lie in T; lengths [B]: its context, new tokens included.
     reach [B]: the length that length-dependent rope looks at. slots [B]: the cache slot of each row (None: row b is

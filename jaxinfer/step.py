@@ -7,6 +7,7 @@ several decode steps without the host. Both stop a row by themselves at a stop i
 
 import contextlib
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,10 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.generate import decode, score
 from jaxinfer.models import decoder
 
+Array = Any  # numpy where the host feeds it, traced inside a program
 
-@struct.dataclass
-class State:
+
+class State(struct.PyTreeNode):
     """Per slot [B]: tokens, the latest token, not yet in the cache; remaining, how many it may still get; active,
     whether it decodes. history may be None where no request needs it."""
 
@@ -38,13 +40,13 @@ class Feed:
     """One ragged step. tokens [T]: -1 stands for the slot's latest token. Per row [R]: slots (>= B: unused row),
     counts, reach; fresh: the slot starts from nothing; final: a token is sampled; decodes: only if still active."""
 
-    tokens: jax.Array
-    slots: jax.Array
-    counts: jax.Array
-    reach: jax.Array
-    fresh: jax.Array
-    final: jax.Array
-    decodes: jax.Array
+    tokens: Array
+    slots: Array
+    counts: Array
+    reach: Array
+    fresh: Array
+    final: Array
+    decodes: Array
 
 
 @struct.dataclass
@@ -53,24 +55,23 @@ class Entry:
     slot's cache and those tokens [A, n] (padded with V), the prompt's last tokens (`History.recent`), and page tables per
     group."""
 
-    slots: jax.Array
-    remaining: jax.Array
+    slots: Array
+    remaining: Array
     sampling: sampler.Sampling
-    lengths: jax.Array
-    reused: jax.Array
-    recent: jax.Array
-    tables: tuple[jax.Array | None, ...]
+    lengths: Array
+    reused: Array
+    recent: Array
+    tables: tuple[Array | None, ...]
 
 
-@struct.dataclass
-class Output:
+class Output(struct.PyTreeNode):
     """tokens, logprobs [rows, n]: -1 where none was sampled; top_ids, top_logprobs [rows, n, top_n]. Only tokens where
     top_n was None."""
 
     tokens: jax.Array
-    logprobs: jax.Array | None = None
-    top_ids: jax.Array | None = None
-    top_logprobs: jax.Array | None = None
+    logprobs: Any = None
+    top_ids: Any = None
+    top_logprobs: Any = None
 
 
 def new_state(cache: Cache, vocab_size: int) -> State:
@@ -107,7 +108,7 @@ def admit(state: State, entry: Entry) -> State:
     )
 
 
-def halt(state: State, slots: jax.Array) -> State:
+def halt(state: State, slots: Array) -> State:
     """Stop slots [A] from decoding."""
     return state.replace(active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)))
 
@@ -216,7 +217,7 @@ class Programs:
     def admit(self, state: State, entry: Entry) -> State:
         return self._run(admit, (), state, entry)
 
-    def halt(self, state: State, slots: jax.Array) -> State:
+    def halt(self, state: State, slots: Array) -> State:
         return self._run(halt, (), state, slots)
 
     def advance(self, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None) -> tuple[State, Output]:
@@ -224,7 +225,7 @@ class Programs:
         return self._run(advance, statics, state, feed)
 
     def decode_loop(
-        self, state: State, decodes: jax.Array, steps: jax.Array, *, max_steps: int, span: int, top_n: int | None
+        self, state: State, decodes: Array, steps: Array, *, max_steps: int, span: int, top_n: int | None
     ) -> tuple[State, Output]:
         statics = (("max_steps", max_steps), ("span", span), ("top_n", top_n))
         return self._run(decode_loop, statics, state, decodes, steps)
@@ -250,8 +251,8 @@ class Programs:
         places = jax.tree.map(lambda x: x.sharding, state)
         out = (places, None) if model else places
         # the state keeps its placement from step to step; without a mesh everything is on one device anyway
-        options = {"out_shardings": out} if self.mesh is not None else {}
-        jitted = jax.jit(program, donate_argnums=(len(model),), **options)
+        out = out if self.mesh is not None else None
+        jitted = jax.jit(program, donate_argnums=(len(model),), out_shardings=out)
         return jitted.lower(*model, state, *feed).compile()
 
 

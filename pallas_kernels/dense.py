@@ -33,7 +33,7 @@ def attend(
         )
 
     scores = scores_of(q)
-    if q_far is not None:
+    if q_far is not None and far is not None:
         scores = jnp.where(far[None, None, None, None], scores_of(q_far), scores)
     scores = scores * scale
     if softcap is not None:

@@ -1,5 +1,7 @@
 """Grouped-query attention over the ring cache, or over whole sequences when there is no cache."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -89,16 +91,15 @@ def attention(
     k, v = (y[:, :, i : i + K // shards].reshape(T, K, H) for i in (N // shards, (N + K) // shards))
     q = _normalize(q, p.q_norm, config)
     k = _normalize(k, p.k_norm, config)
-    streaming = ring is not None and ring.sinks > 0
     q_far = None
     if layer.rope is not None:
-        if streaming:
+        if ring is not None and ring.sinks:
             q_far = rotate(q, *_stream_table(layer, batch, ring))
         cos, sin = table(layer.rope, batch.positions, _reach(batch))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     q, k, v = constrain(q, tokens + "N."), constrain(k, tokens + "K."), constrain(v, tokens + "K.")
-    rules = dict(scale=config.scale, softcap=config.attention_softcap)
-    if pages is None:
+    rules: dict[str, Any] = dict(scale=config.scale, softcap=config.attention_softcap)
+    if pages is None or ring is None:
         q, k, v = (a.reshape(B, batch.max_count, -1, H) for a in (q, k, v))
         out = causal_attention(q, k, v, batch.counts, window=layer.window, **rules)
     else:

@@ -4,6 +4,7 @@ One trunk serves every family; what differs is data in `ModelConfig`. It knows n
 """
 
 from collections.abc import Callable
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,7 @@ class Layer:
     post_mlp: Norm | None = None
 
 
-@struct.dataclass
-class Params:
+class Params(struct.PyTreeNode):
     """embed [V', D], V' the vocabulary padded to the shards; positions [P, D] or None; unembed None where tied.
 
     shards: into how many parts the fused matrices are laid out (static).
@@ -52,7 +52,7 @@ def layout(config: ModelConfig, shards: int = 1) -> Params:
     """The parameters' description: a `Params` whose leaves are `Leaf`s."""
     V, D = config.vocab_size, config.d_model
 
-    def vocabulary(name):
+    def vocabulary(name) -> Any:
         padded = -(-V // shards) * shards
         tail = (Piece(None, 0, padded - V),) if padded > V else ()
         return Leaf((padded, D), "V.", (Piece(name, 0, V), *tail), quantizable=True)
@@ -102,7 +102,8 @@ def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for leaf in leaves(config):
         for piece in leaf.pieces:
-            shapes[piece.name] = (piece.stop, *leaf.shape[1:])
+            if piece.name is not None:
+                shapes[piece.name] = (piece.stop, *leaf.shape[1:])
     return shapes
 
 
@@ -159,6 +160,16 @@ def prepare(params: Params) -> Params:
         return params
     unembed = params.embed if params.unembed is None else params.unembed
     return params.replace(embed=params.embed.astype(jnp.float32), unembed=unembed)
+
+
+@overload
+def forward(params: Params, config: ModelConfig, batch: Ragged) -> tuple[jax.Array, None]: ...
+
+
+@overload
+def forward(
+    params: Params, config: ModelConfig, batch: Ragged, cache: Cache
+) -> tuple[jax.Array, Cache]: ...
 
 
 def forward(

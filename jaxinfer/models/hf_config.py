@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxinfer.config import LayerConfig, Rope
+from jaxinfer.config import Activation, LayerConfig, Rope
 from jaxinfer.models.family import require
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -90,7 +90,7 @@ def only(hf: Mapping, key: str, *allowed) -> None:
         )
 
 
-def activation(hf: Mapping, key: str) -> str:
+def activation(hf: Mapping, key: str) -> Activation:
     """hf[key], the name of an activation, as `ModelConfig` spells it."""
     value = require(hf, key)
     if not isinstance(value, str) or value not in ACTIVATIONS:
@@ -229,7 +229,7 @@ def _rope_of(hf: Mapping, parameters: Mapping, head_dim: int) -> Rope:
         or optional(integer, parameters, "original_max_position_embeddings")
         or maximum
     )
-    shared = dict(
+    shared: dict[str, Any] = dict(
         theta=number(parameters, "rope_theta"), rotary_dim=int(head_dim * fraction), scaling=scaling
     )
     match scaling:
@@ -243,11 +243,8 @@ def _rope_of(hf: Mapping, parameters: Mapping, head_dim: int) -> Rope:
             )
         case "llama3":
             keys = ("factor", "low_freq_factor", "high_freq_factor")
-            return Rope(
-                **shared,
-                original_max_position=original,
-                **{key: number(parameters, key) for key in keys},
-            )
+            factors: dict[str, Any] = {key: number(parameters, key) for key in keys}
+            return Rope(**shared, original_max_position=original, **factors)
         case "yarn":
             return Rope(
                 **shared, original_max_position=original, **_yarn(parameters, maximum / original)

@@ -5,6 +5,7 @@ tensors make it up. The same description gives random parameters, loading, savin
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import struct
@@ -52,12 +53,12 @@ class Leaf:
         assert rows == self.shape[0], (rows, self)
 
 
-def whole(name: str, shape: tuple[int, ...], letters: str, quantizable: bool = False) -> Leaf:
-    """A parameter that is one canonical tensor."""
+def whole(name: str, shape: tuple[int, ...], letters: str, quantizable: bool = False) -> Any:
+    """The `Leaf` of a parameter that is one canonical tensor (typed Any: it stands in an array's place)."""
     return Leaf(shape, letters, (Piece(name, 0, shape[0]),), quantizable)
 
 
-def fused(parts: list[tuple[str, list[tuple[int, int]]]], columns: int | None, letters: str) -> Leaf:
+def fused(parts: list[tuple[str, list[tuple[int, int]]]], columns: int | None, letters: str) -> Any:
     """Several tensors fused per shard: shard m holds rows parts[0][1][m] of the first, then those of the second, ...
 
     Each part is (canonical name, [(start, stop) of shard 0, of shard 1, ...]); columns None: a vector.

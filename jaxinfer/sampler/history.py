@@ -14,8 +14,7 @@ from jaxinfer.request import MAX_BAD_WORD_TOKENS
 RECENT = MAX_BAD_WORD_TOKENS - 1  # what must precede the last token of the longest bad word
 
 
-@struct.dataclass
-class History:
+class History(struct.PyTreeNode):
     """What B rows have seen.
 
     prompt_seen: [B, V] bool. counts: [B, V] int32, occurrences among the generated tokens.

@@ -1,6 +1,5 @@
 """What loading gives, and in which dtype."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def as_laid_out(params: Params, config: ModelConfig) -> Params:
     if isinstance(embed, QTensor) or embed.dtype == dtype:
         return params
     if config.tied and head is not None:
-        return dataclasses.replace(params, embed=head, unembed=None)
-    return dataclasses.replace(params, embed=embed.astype(dtype))
+        return params.replace(embed=head, unembed=None)
+    return params.replace(embed=embed.astype(dtype))
 
 
 def check_dtype(dtype) -> np.dtype | None:
