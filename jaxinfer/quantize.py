@@ -16,6 +16,8 @@ from pallas_kernels.backend import platform
 
 Method = Literal["int8", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Method)
+# XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair of halves
+HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9)}
 
 
 @struct.dataclass
@@ -89,6 +91,20 @@ def _product(x, w):
 
 
 def _contract(x, w, precision, out_type):
+    if _halved(x, w):
+        # the backend would transpose the whole weight to put it on the right at every call; as a pair of halves on the
+        # left it is read in place (two cores, 8 rows: f32 from 20 to 27 GB/s, int8 from 10 to 14)
+        halves = w.reshape(2, w.shape[0] // 2, w.shape[1])
+        twice = jnp.broadcast_to(x[None], (2, *x.shape))
+        out = jax.lax.dot_general(
+            halves, twice, (((2,), (2,)), ((0,), (0,))), precision=precision, preferred_element_type=out_type
+        )
+        return jnp.transpose(out, (2, 0, 1)).reshape(x.shape[0], w.shape[0])
     return jax.lax.dot_general(
         x, w, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=out_type
     )
+
+
+def _halved(x, w) -> bool:
+    alone = jax.sharding.get_abstract_mesh().empty  # halves would not line up with shards
+    return platform() == "cpu" and alone and w.shape[0] % 2 == 0 and x.shape[0] in HALVED.get(w.dtype.name, ())
