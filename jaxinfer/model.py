@@ -100,12 +100,15 @@ class Model:
 
     def stream(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *,
-        stream: Stream | None = None, **settings,
+        stream: Stream | None = None, reuse: bool = False, **settings,
     ) -> Generator[TextChunk, None, None]:  # fmt: skip
-        """As `generate`, a token at a time. Closing the iterator stops the generation."""
+        """As `generate`, a token at a time. Closing the iterator stops the generation.
+
+        reuse: start from what the last such call left in the cache, where this prompt begins the same.
+        """
         params = dataclasses.replace(params or SamplingParams(), **settings)
         ids = [self.encode(prompt) for prompt in _several(prompts)]
-        return self._stream(ids, params, stream, reuse=False)
+        return self._stream(ids, params, stream, reuse=reuse)
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *,

@@ -124,7 +124,7 @@ class Conversation:
                 raise ValueError(f"the conversation fills the model's {most} positions; /reset begins a new one")
             new = min(self._params.max_new_tokens, room)
             params = dataclasses.replace(self._params, max_new_tokens=new, min_tokens=min(self._params.min_tokens, new))
-            chunks = self._model.stream(ids, params)
+            chunks = self._model.stream(ids, params, reuse=True)
         except ValueError as error:
             output.note(str(error))
             return

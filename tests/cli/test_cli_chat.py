@@ -40,8 +40,8 @@ def test_a_conversation_is_that_of_the_library(say, folder, model, tmp_path):
 def test_a_turn_reads_only_what_is_new(say, folder, monkeypatch):
     sequences, add = [], engine.Engine.add
 
-    def record(self, request):
-        sequences.append(add(self, request))
+    def record(self, request, **options):
+        sequences.append(add(self, request, **options))
         return sequences[-1]
 
     monkeypatch.setattr(engine.Engine, "add", record)
