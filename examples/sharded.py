@@ -1,4 +1,5 @@
-"""One model over several devices: two copies for data, each split in two. Without real devices, CPU stands in for them.
+"""One model over several devices: two copies for data, each split in two. Without real devices, CPU
+stands in for them.
 
 python examples/sharded.py [--model FOLDER|ORG/NAME]
 """
@@ -28,7 +29,9 @@ def main(name: str | None = None) -> list[jaxinfer.Completion]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model")
     name = parser.parse_args().model
     jax.config.update("jax_num_cpu_devices", 4)  # used where there is no accelerator

@@ -4,8 +4,8 @@
     model = jaxinfer.load("path/or/hub-id")
     print(model.generate("def fibonacci(n):", temperature=0)[0].text)
 
-`Model` turns text into text. `logits`, `prefill`, `decode`, `generate` and `score` are pure functions for use inside
-your own `jax.jit`.
+`Model` turns text into text. `logits`, `prefill`, `decode`, `generate` and `score` are pure
+functions for use inside your own `jax.jit`.
 """
 
 from jaxinfer.config import LayerConfig, ModelConfig, Rope

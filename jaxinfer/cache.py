@@ -1,8 +1,8 @@
 """The paged ring KV cache: one structure for full attention, sliding windows and endless streams.
 
-Memory is pages `[P, K, page_size, H]` per layer. A layer group (layers with the same window) has a ring of `capacity`
-slots per sequence, spread over the pages that its table names; see `pallas_kernels.ring` for the addressing. It knows
-nothing of requests or of who owns which page.
+Memory is pages `[P, K, page_size, H]` per layer. A layer group (layers with the same window) has a
+ring of `capacity` slots per sequence, spread over the pages that its table names; see
+`pallas_kernels.ring` for the addressing. It knows nothing of requests or of who owns which page.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from pallas_kernels.ring import slot_of
 class Ring:
     """How the layers of one group keep positions.
 
-    capacity: slots per sequence. window: as the layers' config, or the stream's. sinks: first positions kept for good.
+    capacity: slots per sequence. window: as the layers' config, or the stream's. sinks: first
+    positions kept for good.
     """
 
     capacity: int
@@ -30,7 +31,9 @@ class Ring:
 
     def __post_init__(self):
         if self.capacity <= self.sinks:
-            raise ValueError(f"a ring needs more slots than sinks, got {self.capacity=}, {self.sinks=}")
+            raise ValueError(
+                f"a ring needs more slots than sinks, got {self.capacity=}, {self.sinks=}"
+            )
 
 
 @struct.dataclass
@@ -42,8 +45,10 @@ class Pages:
 
 
 class Cache(struct.PyTreeNode):
-    """layers: one `Pages` a layer. tables: per group, [B, pages a sequence] int32, or None (row b owns page b).
-    lengths [B] int32: positions written. rings, groups: per group its ring; per layer its group."""
+    """layers: one `Pages` a layer. tables: per group, [B, pages a sequence] int32, or None (row b
+    owns page b). lengths [B] int32: positions written. rings, groups: per group its ring; per layer
+    its group.
+    """
 
     layers: tuple[Pages, ...]
     tables: tuple[jax.Array | None, ...]
@@ -59,18 +64,27 @@ class Cache(struct.PyTreeNode):
 
 
 def plan_rings(
-    config: ModelConfig, max_length: int, *, max_chunk: int, page_size: int | None = None,
-    stream_window: int | None = None, sinks: int = 0,
-) -> tuple[tuple[Ring, ...], tuple[int, ...]]:  # fmt: skip
-    """The rings that hold sequences of up to `max_length` positions, written at most `max_chunk` at a time.
+    config: ModelConfig,
+    max_length: int,
+    *,
+    max_chunk: int,
+    page_size: int | None = None,
+    stream_window: int | None = None,
+    sinks: int = 0,
+) -> tuple[tuple[Ring, ...], tuple[int, ...]]:
+    """The rings that hold sequences of up to `max_length` positions, written at most `max_chunk` at
+    a time.
 
-    Full attention gets max_length slots and never wraps; a window of w gets min(max_length, w + max_chunk - 1) and
-    wraps. With `stream_window`, full-attention layers keep `sinks` first positions and the latest stream_window, for
-    streams of any length (StreamingLLM, Xiao et al. 2023, section 3.2). Capacities round up to whole pages.
+    Full attention gets max_length slots and never wraps; a window of w gets min(max_length, w +
+    max_chunk - 1) and wraps. With `stream_window`, full-attention layers keep `sinks` first
+    positions and the latest stream_window, for streams of any length (StreamingLLM, Xiao et al.
+    2023, section 3.2). Capacities round up to whole pages.
     Returns (rings, the group of each layer).
     """
     if stream_window is not None and config.learned_positions:
-        raise ValueError("a stream without end needs rotary or no positions, got learned positions; drop stream_window")
+        raise ValueError(
+            "a stream without end needs rotary or no positions, got learned positions; drop stream_window"
+        )
     rings: list[Ring] = []
     groups: list[int] = []
     for layer in config.layers:
@@ -89,11 +103,19 @@ def plan_rings(
 
 
 def init_cache(
-    config: ModelConfig, rings: Sequence[Ring], groups: Sequence[int], batch: int, dtype, *,
-    num_kv_heads: int | None = None, page_size: int | None = None, num_pages: Sequence[int] = (),
+    config: ModelConfig,
+    rings: Sequence[Ring],
+    groups: Sequence[int],
+    batch: int,
+    dtype,
+    *,
+    num_kv_heads: int | None = None,
+    page_size: int | None = None,
+    num_pages: Sequence[int] = (),
     mesh=None,
-) -> Cache:  # fmt: skip
-    """An empty cache for `batch` sequences: one page each, or `num_pages` pages per group shared through tables.
+) -> Cache:
+    """An empty cache for `batch` sequences: one page each, or `num_pages` pages per group shared
+    through tables.
 
     num_kv_heads: as the parameters hold them (more than the config's where shards repeat heads).
     """
@@ -102,31 +124,42 @@ def init_cache(
     place = sharding.place(letters, mesh)
 
     def zeros(group):
-        pages, size = (batch, rings[group].capacity) if page_size is None else (num_pages[group], page_size)
+        pages, size = (
+            (batch, rings[group].capacity) if page_size is None else (num_pages[group], page_size)
+        )
         return jnp.zeros((pages, K, size, H), dtype, device=place)
 
     def table(ring):
         if page_size is None:
             return None
-        return jnp.zeros((batch, ring.capacity // page_size), jnp.int32, device=sharding.place("..", mesh))
+        return jnp.zeros(
+            (batch, ring.capacity // page_size), jnp.int32, device=sharding.place("..", mesh)
+        )
 
     return Cache(
         layers=tuple(Pages(k=zeros(g), v=zeros(g)) for g in groups),
         tables=tuple(table(ring) for ring in rings),
-        lengths=jnp.zeros((batch,), jnp.int32, device=sharding.place("B" if page_size is None else ".", mesh)),
+        lengths=jnp.zeros(
+            (batch,), jnp.int32, device=sharding.place("B" if page_size is None else ".", mesh)
+        ),
         rings=tuple(rings),
         groups=tuple(groups),
     )
 
 
 def write(
-    pages: Pages, ring: Ring, table: jax.Array | None, k: jax.Array, v: jax.Array, positions: jax.Array,
+    pages: Pages,
+    ring: Ring,
+    table: jax.Array | None,
+    k: jax.Array,
+    v: jax.Array,
+    positions: jax.Array,
     rows: jax.Array | None,
-) -> Pages:  # fmt: skip
+) -> Pages:
     """Put the keys and values of new tokens into their slots; negative positions write nothing.
 
-    table None: k, v [B, T, K, H] and positions [B, T], each row into its own page. Otherwise packed: k, v [T, K, H],
-    positions [T] and rows [T], the table row of each token.
+    table None: k, v [B, T, K, H] and positions [B, T], each row into its own page. Otherwise
+    packed: k, v [T, K, H], positions [T] and rows [T], the table row of each token.
     """
     size = pages.k.shape[2]
     slots = slot_of(jnp.maximum(positions, 0), ring.capacity, ring.sinks)

@@ -1,7 +1,7 @@
 """What a model is: small, frozen, hashable descriptions that serve as static jit arguments.
 
-A `ModelConfig` says which layers there are and how each is built; it knows nothing of files, arrays or devices.
-Family files in `jaxinfer.models` make one from a Hugging Face `config.json`.
+A `ModelConfig` says which layers there are and how each is built; it knows nothing of files, arrays
+or devices. Family files in `jaxinfer.models` make one from a Hugging Face `config.json`.
 """
 
 import dataclasses
@@ -14,10 +14,13 @@ RopeScaling = Literal["none", "linear", "dynamic", "yarn", "llama3", "longrope"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding (Su et al. 2021, section 3.4) of one layer and its length extension.
+    """Rotary position embedding (Su et al. 2021, section 3.4) of one layer and its length
+    extension.
 
-    rotary_dim: how many leading dimensions of a head rotate (even; less than head_dim is "partial rotary").
-    original_max_position: the context of pre-training, which yarn, llama3, longrope and dynamic scale from.
+    rotary_dim: how many leading dimensions of a head rotate (even; less than head_dim is "partial
+    rotary").
+    original_max_position: the context of pre-training, which yarn, llama3, longrope and dynamic
+    scale from.
     """
 
     theta: float = 10000.0
@@ -44,12 +47,12 @@ class Rope:
                     f"longrope needs {half} short and long factors (rotary_dim / 2), got "
                     f"{len(self.short_factor)} and {len(self.long_factor)}"
                 )
-        if self.scaling in ("dynamic", "yarn", "llama3", "longrope"):
-            if self.original_max_position <= 0:
-                raise ValueError(
-                    f"rope scaling {self.scaling!r} needs original_max_position > 0, got "
-                    f"{self.original_max_position=}"
-                )
+        extended = self.scaling in ("dynamic", "yarn", "llama3", "longrope")
+        if extended and self.original_max_position <= 0:
+            raise ValueError(
+                f"rope scaling {self.scaling!r} needs original_max_position > 0, got "
+                f"{self.original_max_position=}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,8 @@ class LayerConfig:
 class ModelConfig:
     """A decoder-only transformer. Sizes in elements; every scale is a plain multiplier.
 
-    norm_style: "pre" (Llama), "post" (OLMo 2: the norm follows the sublayer, before the residual is added) or
+    norm_style: "pre" (Llama), "post" (OLMo 2: the norm follows the sublayer, before the residual is
+    added) or
       "sandwich" (Gemma 2 and 3: both).
     norm_offset: added to a norm's scale (1.0 for Gemma, whose files hold scale - 1).
     qk_norm: "head" normalizes each head's q and k (Qwen 3), "full" all heads together (OLMo 2).
@@ -110,7 +114,15 @@ class ModelConfig:
     final_softcap: float | None = None
 
     def __post_init__(self):
-        sizes = ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "max_position")
+        sizes = (
+            "vocab_size",
+            "d_model",
+            "d_ff",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_position",
+        )
         for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:

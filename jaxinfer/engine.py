@@ -1,7 +1,8 @@
 """plan -> run -> record, and nothing else.
 
-The engine holds one model's programs and device state and turns plans into feeds. It dispatches the next step before
-it reads the last one's tokens, so host and device work at the same time. It knows no text: ids in, events out.
+The engine holds one model's programs and device state and turns plans into feeds. It dispatches the
+next step before it reads the last one's tokens, so host and device work at the same time. It knows
+no text: ids in, events out.
 """
 
 import dataclasses
@@ -25,9 +26,15 @@ from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Entry, Feed, Output, Programs, State, new_state
 
 SMALLEST_SPAN = 128  # the least cache slots a program reads per row; buckets double from here
-PROMPT_GROWTH = 4  # and grow faster where a prompt is read, which costs more than what it attends to
+PROMPT_GROWTH = (
+    4  # and grow faster where a prompt is read, which costs more than what it attends to
+)
 SMALLEST_STEP = 16  # the least tokens of a ragged step; buckets double from here
-TOP_N = (0, 8, 32)  # how many alternatives a program returns per token, where log-probabilities are asked for
+TOP_N = (
+    0,
+    8,
+    32,
+)  # how many alternatives a program returns per token, where log-probabilities are asked for
 
 
 GREEDY = SamplingParams(temperature=0.0, seed=0)  # what unused rows hold
@@ -35,14 +42,16 @@ GREEDY = SamplingParams(temperature=0.0, seed=0)  # what unused rows hold
 
 @dataclass(frozen=True)
 class InFlight:
-    """A dispatched step: rows of its output that belong to a sequence, and the output still on the device."""
+    """A dispatched step: rows of its output that belong to a sequence, and the output still on the
+    device.
+    """
 
     rows: tuple[tuple[int, Sequence], ...]
     output: Output
 
 
 def bucket(value: int, smallest: int, largest: int, growth: int = 2) -> int:
-    """The least of smallest, smallest * growth, ... that holds value, but no more than `largest`."""
+    """The least power-of-`growth` multiple of `smallest` that holds value, at most `largest`."""
     size = smallest
     while size < value:
         size *= growth
@@ -61,7 +70,9 @@ def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Lim
     """The limits with what follows from the model filled in."""
     ropes = [layer.rope for layer in config.layers if layer.rope is not None]
     by_length = {rope.scaling: rope.original_max_position for rope in ropes}
-    wraps = [ring for ring in rings if ring.window is not None and ring.capacity < limits.max_length]
+    wraps = [
+        ring for ring in rings if ring.window is not None and ring.capacity < limits.max_length
+    ]
     spare = [ring.capacity - (ring.window or 0) - ring.sinks for ring in wraps]
     return dataclasses.replace(
         limits,
@@ -74,22 +85,37 @@ def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Lim
 class Engine:
     """Runs requests over a fixed number of slots.
 
-    page_size None: every slot owns one page of the ring's capacity. Otherwise `num_pages` pages (default: enough for
-    all slots) are shared through page tables. stream_window, sinks: endless streams, see `cache.plan_rings`.
+    page_size None: every slot owns one page of the ring's capacity. Otherwise `num_pages` pages
+    (default: enough for all slots) are shared through page tables. stream_window, sinks: endless
+    streams, see `cache.plan_rings`.
     """
 
     def __init__(
-        self, params: decoder.Params, config: ModelConfig, limits: Limits, *, mesh=None,
-        eos_ids: Many[int] = (), page_size: int | None = None, num_pages: int | None = None, stream_window: int | None = None, sinks: int = 0, seed: int | None = None,
-    ):  # fmt: skip
+        self,
+        params: decoder.Params,
+        config: ModelConfig,
+        limits: Limits,
+        *,
+        mesh=None,
+        eos_ids: Many[int] = (),
+        page_size: int | None = None,
+        num_pages: int | None = None,
+        stream_window: int | None = None,
+        sinks: int = 0,
+        seed: int | None = None,
+    ):
         self.eos_ids = tuple(eos_ids)
         self._config = config
         self._programs = Programs(params, config, mesh)
         self._rng = np.random.default_rng(seed)
         rings, groups = kv.plan_rings(
-            config, limits.max_length, max_chunk=limits.chunk, page_size=page_size, stream_window=stream_window,
+            config,
+            limits.max_length,
+            max_chunk=limits.chunk,
+            page_size=page_size,
+            stream_window=stream_window,
             sinks=sinks,
-        )  # fmt: skip
+        )
         limits = dataclasses.replace(limits, reuse=limits.reuse and page_size is None)
         limits = self.limits = _for_model(limits, config, rings)
         pools, per_slot = [], []
@@ -98,14 +124,24 @@ class Engine:
             pools = [PagePool(num_pages or each * limits.slots) for each, _ in per_slot]
         self._scheduler = Scheduler(limits, tuple(pools), tuple(per_slot))
         self._largest_span = max(ring.capacity for ring in rings)
-        reading = range(1, limits.slots + 1)  # how many slots may read prompts while the others decode
-        self._most_tokens = max(min(limits.budget, limits.chunk * k) + limits.slots - k for k in reading)
+        reading = range(
+            1, limits.slots + 1
+        )  # how many slots may read prompts while the others decode
+        self._most_tokens = max(
+            min(limits.budget, limits.chunk * k) + limits.slots - k for k in reading
+        )
         self._most_reused = max(limits.max_length, SMALLEST_SPAN) if limits.reuse else SMALLEST_SPAN
         cache = kv.init_cache(
-            config, rings, groups, limits.slots, cache_dtype(params),
-            num_kv_heads=attention.held_kv_heads(config, params.shards), page_size=page_size,
-            num_pages=[pool.size for pool in pools], mesh=mesh,
-        )  # fmt: skip
+            config,
+            rings,
+            groups,
+            limits.slots,
+            cache_dtype(params),
+            num_kv_heads=attention.held_kv_heads(config, params.shards),
+            page_size=page_size,
+            num_pages=[pool.size for pool in pools],
+            mesh=mesh,
+        )
         state = new_state(cache, config.vocab_size)
         if mesh is not None:
             everywhere = sharding.place("", mesh)
@@ -124,7 +160,8 @@ class Engine:
         return self._programs.compiled
 
     def add(self, request: Request, *, reuse: bool = False) -> Sequence:
-        """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or the cache.
+        """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or
+        the cache.
 
         reuse: start from what a slot's last sequence left behind, where that begins the same.
         """
@@ -137,17 +174,26 @@ class Engine:
             self._halt(sequence.slot)
         self._scheduler.finish(sequence)
 
-    def warm_up(self, progress: Callable[[int, int], None] | None = None, *, top_n: Many[int | None] = (None,)) -> int:
+    def warm_up(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        top_n: Many[int | None] = (None,),
+    ) -> int:
         """Compile every program that requests can come to need, before there are any: their number.
 
-        progress(done, in all) is called after each. top_n: of TOP_N, what requests will ask for (None: no
-        log-probabilities); others compile when they come.
+        progress(done, in all) is called after each. top_n: of TOP_N, what requests will ask for
+        (None: no log-probabilities); others compile when they come.
         """
         rows = sorted({self._rows(1), self._rows(self.limits.slots)})
         spans = ladder(SMALLEST_SPAN, self._largest_span)
         nobody = np.zeros((self.limits.slots,), bool)
         work: list[Callable[[], object]] = [lambda: self._halt(self.limits.slots)]
-        work += [partial(self._admit, (), r, w) for r in rows for w in ladder(SMALLEST_SPAN, self._most_reused)]
+        work += [
+            partial(self._admit, (), r, w)
+            for r in rows
+            for w in ladder(SMALLEST_SPAN, self._most_reused)
+        ]
         for n in top_n:
             work += [partial(self._decode, nobody, 0, span, n) for span in spans]
             work += [
@@ -163,7 +209,10 @@ class Engine:
         return self.compiled
 
     def run(self, requests: Many[Request]) -> Iterator[Token]:
-        """All requests to their end; events as they come. Abandoning the iterator aborts what is left."""
+        """All requests to their end; events as they come.
+
+        Abandoning the iterator aborts what is left.
+        """
         sequences = []
         try:
             for request in requests:
@@ -182,7 +231,9 @@ class Engine:
         self._state = self._programs.halt(self._state, np.asarray([slot], np.int32))
 
     def drain(self) -> None:
-        """Wait for what is under way and drop its tokens; the engine is as good as new for other requests."""
+        """Wait for what is under way and drop its tokens; the engine is as good as new for other
+        requests.
+        """
         while self._in_flight:
             self._record(self._in_flight.popleft())
 
@@ -198,7 +249,11 @@ class Engine:
     def _dispatch(self, plan: Plan) -> InFlight:
         if plan.admitted:
             most = max(s.reused for s in plan.admitted)
-            self._admit(plan.admitted, self._rows(len(plan.admitted)), bucket(most, SMALLEST_SPAN, self._most_reused))
+            self._admit(
+                plan.admitted,
+                self._rows(len(plan.admitted)),
+                bucket(most, SMALLEST_SPAN, self._most_reused),
+            )
         running = self._scheduler.running
         slots = [*(chunk.slot for chunk in plan.chunks), *plan.decode]
         wanted = [running[slot].request.params.logprobs for slot in slots]
@@ -212,28 +267,41 @@ class Engine:
         else:
             decodes = np.zeros((self.limits.slots,), bool)
             decodes[list(plan.decode)] = True
-            output = self._decode(decodes, plan.steps, bucket(plan.longest, SMALLEST_SPAN, self._largest_span), top_n)
+            output = self._decode(
+                decodes, plan.steps, bucket(plan.longest, SMALLEST_SPAN, self._largest_span), top_n
+            )
             rows = tuple((slot, running[slot]) for slot in plan.decode)
         return InFlight(rows, output)
 
     def _advance(self, feed: Feed, span: int, top_n: int | None) -> Output:
         max_count = min(self.limits.chunk, len(feed.tokens))
-        self._state, output = self._programs.advance(self._state, feed, max_count=max_count, span=span, top_n=top_n)
+        self._state, output = self._programs.advance(
+            self._state, feed, max_count=max_count, span=span, top_n=top_n
+        )
         return output
 
     def _decode(self, decodes: np.ndarray, steps: int, span: int, top_n: int | None) -> Output:
         self._state, output = self._programs.decode_loop(
-            self._state, decodes, np.int32(steps), max_steps=self.limits.decode_steps, span=span, top_n=top_n
+            self._state,
+            decodes,
+            np.int32(steps),
+            max_steps=self.limits.decode_steps,
+            span=span,
+            top_n=top_n,
         )
         return output
 
     def _blank_feed(self, tokens: int, rows: int) -> Feed:
         """The arrays of a step in which nobody takes part."""
         return Feed(
-            tokens=np.zeros((tokens,), np.int32), slots=np.full((rows,), self.limits.slots, np.int32),
-            counts=np.zeros((rows,), np.int32), reach=np.ones((rows,), np.int32), fresh=np.zeros((rows,), bool),
-            final=np.zeros((rows,), bool), decodes=np.zeros((rows,), bool),
-        )  # fmt: skip
+            tokens=np.zeros((tokens,), np.int32),
+            slots=np.full((rows,), self.limits.slots, np.int32),
+            counts=np.zeros((rows,), np.int32),
+            reach=np.ones((rows,), np.int32),
+            fresh=np.zeros((rows,), bool),
+            final=np.zeros((rows,), bool),
+            decodes=np.zeros((rows,), bool),
+        )
 
     def _feed(self, plan: Plan) -> Feed:
         """The step's arrays, padded to buckets."""
@@ -256,7 +324,9 @@ class Engine:
         return feed
 
     def _admit(self, admitted: Many[Sequence], rows: int, width: int) -> None:
-        """Write sequences into their slots, through arrays of `rows` rows and `width` reused tokens."""
+        """Write sequences into their slots, through arrays of `rows` rows and `width` reused
+        tokens.
+        """
         A, B, V = rows, self.limits.slots, self._config.vocab_size
         slots = np.full((A,), B, np.int32)
         slots[: len(admitted)] = [s.slot for s in admitted]
@@ -281,9 +351,14 @@ class Engine:
                 pages[row, : len(s.pages[group])] = s.pages[group]
             tables.append(pages)
         entry = Entry(
-            slots=slots, remaining=remaining, sampling=sampling, lengths=lengths, reused=reused, recent=recent,
+            slots=slots,
+            remaining=remaining,
+            sampling=sampling,
+            lengths=lengths,
+            reused=reused,
+            recent=recent,
             tables=tuple(tables),
-        )  # fmt: skip
+        )
         self._state = self._programs.admit(self._state, entry)
 
     def _record(self, step: InFlight) -> list[Token]:
@@ -298,7 +373,11 @@ class Engine:
                 logprob = top = None
                 if wanted is not None and output.logprobs is not None:
                     logprob = float(output.logprobs[row, i])
-                    pairs = zip(output.top_ids[row, i, :wanted], output.top_logprobs[row, i, :wanted], strict=True)
+                    pairs = zip(
+                        output.top_ids[row, i, :wanted],
+                        output.top_logprobs[row, i, :wanted],
+                        strict=True,
+                    )
                     top = tuple((int(other), float(value)) for other, value in pairs)
                 events.append(self._scheduler.record(sequence, token, logprob, top))
         return events

@@ -1,8 +1,8 @@
 """Prefill, decode, generate and score as pure functions for JAX programs.
 
-Everything here may be called inside a caller's own `jit`; `config` and the keyword-only integers are static. `logits`
-and `score` keep no cache and are differentiable. Arrays: tokens [B, T] int32 with row b's text in its first lengths[b]
-places; what lies past a length is never looked at.
+Everything here may be called inside a caller's own `jit`; `config` and the keyword-only integers
+are static. `logits` and `score` keep no cache and are differentiable. Arrays: tokens [B, T] int32
+with row b's text in its first lengths[b] places; what lies past a length is never looked at.
 """
 
 import functools
@@ -26,11 +26,15 @@ def _zeros(tokens: jax.Array) -> jax.Array:
 
 def _lengths(tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
     if tokens.ndim != 2:
-        raise ValueError(f"tokens need shape [B, T], got {tokens.shape}; add a batch axis with tokens[None]")
+        raise ValueError(
+            f"tokens need shape [B, T], got {tokens.shape}; add a batch axis with tokens[None]"
+        )
     if lengths is None:
         return jnp.full(tokens.shape[:1], tokens.shape[1], jnp.int32)
     if lengths.shape != tokens.shape[:1]:
-        raise ValueError(f"lengths need shape [B] for tokens [B, T], got {lengths.shape=} and {tokens.shape=}")
+        raise ValueError(
+            f"lengths need shape [B] for tokens [B, T], got {lengths.shape=} and {tokens.shape=}"
+        )
     return lengths
 
 
@@ -42,7 +46,9 @@ def _hidden(params, config, tokens, lengths):
 def logits(
     params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None = None
 ) -> jax.Array:
-    """The model's logits after every token: [B, T] -> float32 [B, T, V]; lengths None: rows are full."""
+    """The model's logits after every token: [B, T] -> float32 [B, T, V]; lengths None: rows are
+    full.
+    """
     hidden = _hidden(params, config, tokens, _lengths(tokens, lengths))
     return decoder.unembed(params, config, hidden).reshape(*tokens.shape, config.vocab_size)
 
@@ -50,9 +56,11 @@ def logits(
 def score(
     params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None = None
 ) -> jax.Array:
-    """log p(token t | tokens before it), float32 [B, T]; zero for the first token and past a row's length.
+    """log p(token t | tokens before it), float32 [B, T]; zero for the first token and past a row's
+    length.
 
-    Differentiable in params. Logits are formed a block of tokens at a time, never [B, T, V] at once.
+    Differentiable in params. Logits are formed a block of tokens at a time, never [B, T, V] at
+    once.
     """
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
@@ -73,20 +81,35 @@ def score(
 
 
 def cache_dtype(params: decoder.Params):
-    """What the cache holds: the parameters' dtype, and float32 on CPU (which rewrites narrower caches each step)."""
+    """What the cache holds: the parameters' dtype, and float32 on CPU (which rewrites narrower
+    caches each step).
+    """
     return jnp.float32 if platform() == "cpu" else params.norm.scale.dtype
 
 
 def new_cache(
-    params: decoder.Params, config: ModelConfig, batch: int, max_length: int, *, max_chunk: int | None = None,
-    stream_window: int | None = None, sinks: int = 0, dtype=None, mesh=None,
-) -> kv.Cache:  # fmt: skip
-    """An empty cache for `batch` sequences of up to `max_length` tokens, written at most `max_chunk` at a time.
+    params: decoder.Params,
+    config: ModelConfig,
+    batch: int,
+    max_length: int,
+    *,
+    max_chunk: int | None = None,
+    stream_window: int | None = None,
+    sinks: int = 0,
+    dtype=None,
+    mesh=None,
+) -> kv.Cache:
+    """An empty cache for `batch` sequences of up to `max_length` tokens, written at most
+    `max_chunk` at a time.
 
     max_chunk None: max_length. See `cache.plan_rings` for stream_window and sinks.
     """
     rings, groups = kv.plan_rings(
-        config, max_length, max_chunk=max_chunk or max_length, stream_window=stream_window, sinks=sinks
+        config,
+        max_length,
+        max_chunk=max_chunk or max_length,
+        stream_window=stream_window,
+        sinks=sinks,
     )
     heads = attention.held_kv_heads(config, params.shards)
     dtype = dtype or cache_dtype(params)
@@ -94,13 +117,19 @@ def new_cache(
 
 
 def prefill(
-    params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None, cache: kv.Cache,
-    *, chunk: int | None = None,
-) -> tuple[jax.Array, kv.Cache]:  # fmt: skip
-    """Write prompts behind what the cache holds: ([B, V] float32 logits after each row's last token, cache).
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None,
+    cache: kv.Cache,
+    *,
+    chunk: int | None = None,
+) -> tuple[jax.Array, kv.Cache]:
+    """Write prompts behind what the cache holds: ([B, V] float32 logits after each row's last
+    token, cache).
 
-    chunk: write that many tokens of each row at a time (static; None: all at once), at most the cache's max_chunk.
-    A row with length 0 writes nothing and its logits mean nothing.
+    chunk: write that many tokens of each row at a time (static; None: all at once), at most the
+    cache's max_chunk. A row with length 0 writes nothing and its logits mean nothing.
     """
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
@@ -109,20 +138,29 @@ def prefill(
     last = jnp.zeros((B, params.norm.scale.shape[0]), params.norm.scale.dtype)
     for start in range(0, T, step):
         counts = jnp.clip(lengths - start, 0, step)
-        batch = ragged.rectangle(tokens[:, start : start + step], counts, cache.lengths, reach=reach)
+        batch = ragged.rectangle(
+            tokens[:, start : start + step], counts, cache.lengths, reach=reach
+        )
         hidden, cache = decoder.forward(params, config, batch, cache)
         last = jnp.where((counts > 0)[:, None], ragged.last_tokens(hidden, batch), last)
     return decoder.unembed(params, config, last), cache
 
 
 def decode(
-    params: decoder.Params, config: ModelConfig, tokens: jax.Array, cache: kv.Cache, active: jax.Array | None = None,
-    *, reach: jax.Array | None = None, span: int | None = None,
-) -> tuple[jax.Array, kv.Cache]:  # fmt: skip
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    cache: kv.Cache,
+    active: jax.Array | None = None,
+    *,
+    reach: jax.Array | None = None,
+    span: int | None = None,
+) -> tuple[jax.Array, kv.Cache]:
     """One more token of every row, [B] int32: ([B, V] float32 logits after it, cache).
 
-    active [B] bool: rows that take part (None: all); the others write nothing. span (static): cache slots attention
-    reads, at least the longest row or the ring's capacity (None: all). reach [B]: see `Ragged`.
+    active [B] bool: rows that take part (None: all); the others write nothing. span (static): cache
+    slots attention reads, at least the longest row or the ring's capacity (None: all). reach [B]:
+    see `Ragged`.
     """
     counts = jnp.ones_like(tokens) if active is None else active.astype(jnp.int32)
     batch = ragged.rectangle(tokens[:, None], counts, cache.lengths, reach=reach, span=span)
@@ -132,8 +170,10 @@ def decode(
 
 @struct.dataclass
 class Generated:
-    """tokens [B, max_new_tokens] int32 (0 past a row's end); lengths [B]: how many are real, a stop token included;
-    logprobs [B, max_new_tokens] float32: raw log-probability of each token, equal to what `score` gives it."""
+    """tokens [B, max_new_tokens] int32 (0 past a row's end); lengths [B]: how many are real, a stop
+    token included; logprobs [B, max_new_tokens] float32: raw log-probability of each token, equal
+    to what `score` gives it.
+    """
 
     tokens: jax.Array
     lengths: jax.Array
@@ -141,13 +181,22 @@ class Generated:
 
 
 def generate(
-    params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None = None,
-    sampling: sampler.Sampling | None = None, *, max_new_tokens: int, chunk: int | None = None,
-    stream_window: int | None = None, sinks: int = 0,
-) -> Generated:  # fmt: skip
-    """Continue prompts, all on the device: greedy, or as `sampling` (`sampler.pack`) says, stop ids included.
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    sampling: sampler.Sampling | None = None,
+    *,
+    max_new_tokens: int,
+    chunk: int | None = None,
+    stream_window: int | None = None,
+    sinks: int = 0,
+) -> Generated:
+    """Continue prompts, all on the device: greedy, or as `sampling` (`sampler.pack`) says, stop ids
+    included.
 
-    The loop ends when every row has stopped. Rows draw by their own keys and do not depend on each other.
+    The loop ends when every row has stopped. Rows draw by their own keys and do not depend on each
+    other.
     """
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
@@ -155,7 +204,13 @@ def generate(
         sampling = sampler.greedy(B)
     history = sampler.start_history(tokens, lengths, config.vocab_size)
     cache = new_cache(
-        params, config, B, T + max_new_tokens, max_chunk=chunk or T, stream_window=stream_window, sinks=sinks
+        params,
+        config,
+        B,
+        T + max_new_tokens,
+        max_chunk=chunk or T,
+        stream_window=stream_window,
+        sinks=sinks,
     )
     found, cache = prefill(params, config, tokens, lengths, cache, chunk=chunk)
     reach = lengths + max_new_tokens

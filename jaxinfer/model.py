@@ -1,7 +1,7 @@
 """A model with its tokenizer: text in, text out. What most programs want.
 
-`Model` keeps engines with device memory between calls and lends one to each call that runs; calls from several threads
-each get their own. Everything below it works on token ids.
+`Model` keeps engines with device memory between calls and lends one to each call that runs; calls
+from several threads each get their own. Everything below it works on token ids.
 """
 
 import contextlib
@@ -35,22 +35,27 @@ KEPT_ENGINES = 2  # idle engines whose memory is kept for the next call
 
 @dataclass(frozen=True)
 class Stream:
-    """Where generated text may go on without end: the first `sinks` positions and the latest `window` are kept
-    (StreamingLLM, Xiao et al. 2023)."""
+    """Where generated text may go on without end: the first `sinks` positions and the latest
+    `window` are kept (StreamingLLM, Xiao et al. 2023).
+    """
 
     window: int = 1024
     sinks: int = 4
 
     def __post_init__(self):
         if self.window < 1 or self.sinks < 0:
-            raise ValueError(f"a stream needs window >= 1 and sinks >= 0, got {self.window=}, {self.sinks=}")
+            raise ValueError(
+                f"a stream needs window >= 1 and sinks >= 0, got {self.window=}, {self.sinks=}"
+            )
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """What one token added: `text` may be empty while a character or a possible stop string is held back.
+    """What one token added: `text` may be empty while a character or a possible stop string is held
+    back.
 
-    index: which prompt (or which of its n completions) it belongs to; completion: set with the last chunk.
+    index: which prompt (or which of its n completions) it belongs to; completion: set with the last
+    chunk.
     """
 
     index: int
@@ -74,21 +79,35 @@ class Model:
     """
 
     def __init__(
-        self, params: decoder.Params, config: ModelConfig, tokenizer: Tokenizer | None = None, *, mesh: Mesh | None = None,
-        max_slots: int = MAX_SLOTS, chunk: int = 512, decode_steps: int = 8,
-    ):  # fmt: skip
+        self,
+        params: decoder.Params,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None = None,
+        *,
+        mesh: Mesh | None = None,
+        max_slots: int = MAX_SLOTS,
+        chunk: int = 512,
+        decode_steps: int = 8,
+    ):
         params = decoder.prepare(params)
         self.params, self.config, self.tokenizer, self.mesh = params, config, tokenizer, mesh
-        self._limits = Limits(slots=max_slots, max_length=1, chunk=chunk, decode_steps=decode_steps, reuse=True)
+        self._limits = Limits(
+            slots=max_slots, max_length=1, chunk=chunk, decode_steps=decode_steps, reuse=True
+        )
         self._scorer = Scorer(params, config, mesh)
         self._idle: list[tuple[tuple, Engine]] = []
         self._lock = threading.Lock()
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *,
-        stream: Stream | None = None, **settings,
-    ) -> list[Completion]:  # fmt: skip
-        """Continue one prompt or several (text or token ids): a completion each, `n` of them in a row where n > 1.
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        stream: Stream | None = None,
+        **settings,
+    ) -> list[Completion]:
+        """Continue one prompt or several (text or token ids): a completion each, `n` of them in a
+        row where n > 1.
 
         settings: fields of SamplingParams, in place of or on top of `params`.
         """
@@ -99,22 +118,33 @@ class Model:
         return [found[index] for index in sorted(found)]
 
     def stream(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *,
-        stream: Stream | None = None, reuse: bool = False, **settings,
-    ) -> Generator[TextChunk, None, None]:  # fmt: skip
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        stream: Stream | None = None,
+        reuse: bool = False,
+        **settings,
+    ) -> Generator[TextChunk, None, None]:
         """As `generate`, a token at a time. Closing the iterator stops the generation.
 
-        reuse: start from what the last such call left in the cache, where this prompt begins the same.
+        reuse: start from what the last such call left in the cache, where this prompt begins the
+        same.
         """
         params = dataclasses.replace(params or SamplingParams(), **settings)
         ids = [self.encode(prompt) for prompt in _several(prompts)]
         return self._stream(ids, params, stream, reuse=reuse)
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
-        template: Mapping[str, Any] | None = None, **settings,
-    ) -> Completion:  # fmt: skip
-        """The assistant's answer to `messages`; template: options of `Tokenizer.apply_chat_template`.
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **settings,
+    ) -> Completion:
+        """The assistant's answer to `messages`; template: options of
+        `Tokenizer.apply_chat_template`.
 
         The cache keeps the conversation: the next call reads only what is new.
         """
@@ -123,9 +153,13 @@ class Model:
         return completion
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
-        template: Mapping[str, Any] | None = None, **settings,
-    ) -> Generator[TextChunk, None, None]:  # fmt: skip
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **settings,
+    ) -> Generator[TextChunk, None, None]:
         """As `chat`, a token at a time."""
         params = dataclasses.replace(params or SamplingParams(), **settings, n=1)
         ids = self._need_tokenizer("chat").encode_chat(messages, **(template or {}))
@@ -139,18 +173,31 @@ class Model:
         ]
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, which may be ids already. ValueError for text where there is no tokenizer, or no ids."""
-        ids = self._need_tokenizer("text").encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        """Token ids of a prompt, which may be ids already.
+
+        ValueError for text where there is no tokenizer, or no ids.
+        """
+        ids = (
+            self._need_tokenizer("text").encode(prompt)
+            if isinstance(prompt, str)
+            else [int(i) for i in prompt]
+        )
         if not ids:
-            raise ValueError("a prompt needs at least one token, got an empty one; begin with any text")
+            raise ValueError(
+                "a prompt needs at least one token, got an empty one; begin with any text"
+            )
         wrong = [i for i in ids if not 0 <= i < self.config.vocab_size]
         if wrong:
-            raise ValueError(f"token ids need to be in 0 .. {self.config.vocab_size - 1}, got {wrong[:5]}")
+            raise ValueError(
+                f"token ids need to be in 0 .. {self.config.vocab_size - 1}, got {wrong[:5]}"
+            )
         return ids
 
     def _need_tokenizer(self, use: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(f"{use} needs a tokenizer, and this model has none (no tokenizer.json); pass token ids")
+            raise ValueError(
+                f"{use} needs a tokenizer, and this model has none (no tokenizer.json); pass token ids"
+            )
         return self.tokenizer
 
     def _stream(
@@ -159,18 +206,24 @@ class Model:
         begin = time.perf_counter()
         if params.bad_words:
             words = self._need_tokenizer("bad_words").bad_word_ids(params.bad_words)
-            params = dataclasses.replace(params, bad_words=(), bad_word_ids=(*params.bad_word_ids, *words))
+            params = dataclasses.replace(
+                params, bad_words=(), bad_word_ids=(*params.bad_word_ids, *words)
+            )
         requests = [
             Request(id=str(index), prompt_token_ids=tuple(ids), params=one)
-            for index, (ids, one) in enumerate((ids, one) for ids in prompts for one in _completions(params))
+            for index, (ids, one) in enumerate(
+                (ids, one) for ids in prompts for one in _completions(params)
+            )
         ]
         longest = max(len(r.prompt_token_ids) for r in requests) + params.max_new_tokens
         if stream is None and longest > self.config.max_position:
             raise ValueError(
-                f"prompt and max_new_tokens need to fit the model's {self.config.max_position} positions, got {longest}; "
-                "shorten one, or pass stream=Stream(...) to keep only the latest"
+                f"prompt and max_new_tokens need to fit the model's {self.config.max_position} positions, "
+                f"got {longest}; shorten one, or pass stream=Stream(...) to keep only the latest"
             )
-        with self._borrow(len(requests), max(longest, CONVERSATION if reuse else 0), stream) as engine:
+        with self._borrow(
+            len(requests), max(longest, CONVERSATION if reuse else 0), stream
+        ) as engine:
             texts = [_Text(self.tokenizer, r, begin) for r in requests]
             sequences = []
             try:
@@ -199,7 +252,9 @@ class Model:
             length = stream.sinks + stream.window + self._limits.chunk - 1
         with self._lock:
             fits = [
-                (key, engine) for key, engine in self._idle if key[0] == slots and key[2] == stream and key[1] >= length
+                (key, engine)
+                for key, engine in self._idle
+                if key[0] == slots and key[2] == stream and key[1] >= length
             ]
             if fits:
                 self._idle.remove(fits[0])
@@ -207,11 +262,19 @@ class Model:
             key, engine = fits[0]
         else:
             key = (slots, length, stream)
-            limits = dataclasses.replace(self._limits, slots=slots, max_length=length, endless=stream is not None)
+            limits = dataclasses.replace(
+                self._limits, slots=slots, max_length=length, endless=stream is not None
+            )
             window, sinks = (None, 0) if stream is None else (stream.window, stream.sinks)
             eos_ids = () if self.tokenizer is None else self.tokenizer.eos_ids
             engine = Engine(
-                self.params, self.config, limits, mesh=self.mesh, eos_ids=eos_ids, stream_window=window, sinks=sinks
+                self.params,
+                self.config,
+                limits,
+                mesh=self.mesh,
+                eos_ids=eos_ids,
+                stream_window=window,
+                sinks=sinks,
             )
         try:
             yield engine
@@ -234,10 +297,14 @@ class _Text:
         self._tokens: list[Token] = []
         params = request.params
         if tokenizer is None and params.stop:
-            raise ValueError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+            raise ValueError(
+                "stop strings need a tokenizer, and this model has none; use stop_token_ids"
+            )
         self._detokenizer = None
         if tokenizer is not None:
-            self._detokenizer = Detokenizer(tokenizer.decode, params.stop, prompt_ids=request.prompt_token_ids)
+            self._detokenizer = Detokenizer(
+                tokenizer.decode, params.stop, prompt_ids=request.prompt_token_ids
+            )
 
     def push(self, token: Token) -> tuple[str, Completion | None]:
         """The text that a token makes safe to show, and the completion if it was the last."""
@@ -265,10 +332,14 @@ class _Text:
             text="" if self._detokenizer is None else self._detokenizer.text,
             finish_reason=reason,
             logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if asked else None,
-            top_logprobs=tuple(t.top_logprobs for t in tokens if t.top_logprobs is not None) if asked else None,
+            top_logprobs=tuple(t.top_logprobs for t in tokens if t.top_logprobs is not None)
+            if asked
+            else None,
             index=int(self._request.id),
             ttft_s=self._first - self._begin,
-            decode_tokens_per_s=(len(tokens) - 1) / spent if len(tokens) > 1 and spent > 0 else None,
+            decode_tokens_per_s=(len(tokens) - 1) / spent
+            if len(tokens) > 1 and spent > 0
+            else None,
         )
 
 
@@ -293,21 +364,32 @@ def _completions(params: SamplingParams) -> list[SamplingParams]:
 
 
 def load(
-    path_or_hub_id: str | Path | None = None, *, dtype=None, mesh: Mesh | str | None = None, quantize: quantize.Method | None = None,
-    progress: bool = True, **options,
-) -> Model:  # fmt: skip
-    """A model from a folder (Hugging Face layout or our Orbax form), a hub id, or None: the one that ships with us.
+    path_or_hub_id: str | Path | None = None,
+    *,
+    dtype=None,
+    mesh: Mesh | str | None = None,
+    quantize: quantize.Method | None = None,
+    progress: bool = True,
+    **options,
+) -> Model:
+    """A model from a folder (Hugging Face layout or our Orbax form), a hub id, or None: the one
+    that ships with us.
 
-    dtype: None keeps the checkpoint's on accelerators and means float32 on CPU. mesh: a Mesh, or "data=2,model=4".
-    quantize: a method of `jaxinfer.quantize`, applied while loading. options: of `Model`. Compiled programs are kept on
-    disk (`compile_cache.enable`). Raises FileNotFoundError or ValueError with what is wrong; nothing is half-loaded.
+    dtype: None keeps the checkpoint's on accelerators and means float32 on CPU. mesh: a Mesh, or
+    "data=2,model=4".
+    quantize: a method of `jaxinfer.quantize`, applied while loading. options: of `Model`. Compiled
+    programs are kept on disk (`compile_cache.enable`). Raises FileNotFoundError or ValueError with
+    what is wrong; nothing is half-loaded.
     """
     compile_cache.enable()
     if path_or_hub_id is None:
         path_or_hub_id = shipped.target()
     if mesh is not None and not isinstance(mesh, Mesh):
         mesh = sharding.make_mesh(mesh)
-    loaded = weights.load(path_or_hub_id, dtype=dtype, mesh=mesh, quantize=quantize, show_progress=progress)
-    tokenizer = Tokenizer.load(loaded.folder) if (loaded.folder / "tokenizer.json").exists() else None
+    loaded = weights.load(
+        path_or_hub_id, dtype=dtype, mesh=mesh, quantize=quantize, show_progress=progress
+    )
+    tokenizer = (
+        Tokenizer.load(loaded.folder) if (loaded.folder / "tokenizer.json").exists() else None
+    )
     return Model(loaded.params, loaded.config, tokenizer, mesh=mesh, **options)
-

@@ -1,4 +1,5 @@
-"""Who owns which page of the cache: one acquire, one release, and a count that must always come out right.
+"""Who owns which page of the cache: one acquire, one release, and a count that must always come out
+right.
 
 It knows nothing of what the pages hold; the arrays are elsewhere.
 """
@@ -22,9 +23,14 @@ class PagePool:
         return len(self._free)
 
     def acquire(self, count: int) -> tuple[int, ...]:
-        """`count` pages, now owned by the caller. MemoryError where fewer are free: nothing is taken."""
+        """`count` pages, now owned by the caller.
+
+        MemoryError where fewer are free: nothing is taken.
+        """
         if count > len(self._free):
-            raise MemoryError(f"the page pool needs {count} free pages, has {len(self._free)} of {self.size}")
+            raise MemoryError(
+                f"the page pool needs {count} free pages, has {len(self._free)} of {self.size}"
+            )
         pages = tuple(self._free.pop() for _ in range(count))
         self._owned.update(pages)
         self.check()
@@ -41,4 +47,8 @@ class PagePool:
 
     def check(self) -> None:
         """Conservation: every page is free or owned, none is both."""
-        assert len(self._free) + len(self._owned) == self.size, (len(self._free), len(self._owned), self.size)
+        assert len(self._free) + len(self._owned) == self.size, (
+            len(self._free),
+            len(self._owned),
+            self.size,
+        )

@@ -1,4 +1,7 @@
-"""Perplexity of texts longer than a model's context, by overlapping windows. Knows no model: a function scores ids."""
+"""Perplexity of texts longer than a model's context, by overlapping windows.
+
+Knows no model: a function scores ids.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +19,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """nats: minus the summed log-probability of `tokens` predicted tokens, whose text has `size` bytes."""
+    """nats: minus the summed log-probability of `tokens` predicted tokens, whose text has `size`
+    bytes.
+    """
 
     nats: float
     tokens: int
@@ -36,9 +41,9 @@ class Perplexity:
 def windows(length: int, window: int, stride: int) -> list[Window]:
     """Windows over `length` tokens that count every token but the first exactly once.
 
-    All hold `window` tokens (fewer only where the text has fewer), and end `stride` apart, so that a token after the
-    first window has at least window - stride before it. ValueError: a text of less than two tokens, or bounds that
-    do not satisfy 1 <= stride < window.
+    All hold `window` tokens (fewer only where the text has fewer), and end `stride` apart, so that
+    a token after the first window has at least window - stride before it. ValueError: a text of
+    less than two tokens, or bounds that do not satisfy 1 <= stride < window.
     """
     if length < 2:
         raise ValueError(f"perplexity needs a text of at least 2 tokens, got {length}")
@@ -53,9 +58,14 @@ def windows(length: int, window: int, stride: int) -> list[Window]:
 
 
 def measure(
-    score: Callable[[Sequence[int]], Sequence[float]], ids: Sequence[int], parts: Iterable[Window], *, size: int
+    score: Callable[[Sequence[int]], Sequence[float]],
+    ids: Sequence[int],
+    parts: Iterable[Window],
+    *,
+    size: int,
 ) -> Perplexity:
-    """Score `ids` window by window. score: the log-probability (nats) of each of its ids; the first is not looked at.
+    """Score `ids` window by window. score: the log-probability (nats) of each of its ids; the first
+    is not looked at.
 
     size: bytes of the text that the ids after the first one spell.
     """

@@ -1,8 +1,9 @@
 """Quantized weights, and the one einsum that knows them.
 
-A weight is stored `[out, in]`, either as a plain array or as a `QTensor`; every matrix product of a model goes through
-`einsum`, so nothing else needs to know which. Methods: "int8" (round to nearest, one scale per output channel) and
-"w8a8" (the same weights; activations too are rounded to int8, one scale per row, so that the product runs on integers).
+A weight is stored `[out, in]`, either as a plain array or as a `QTensor`; every matrix product of a
+model goes through `einsum`, so nothing else needs to know which. Methods: "int8" (round to nearest,
+one scale per output channel) and "w8a8" (the same weights; activations too are rounded to int8, one
+scale per row, so that the product runs on integers).
 """
 
 from typing import Literal, get_args
@@ -16,7 +17,8 @@ from pallas_kernels.backend import platform
 
 Method = Literal["int8", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Method)
-# XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair of halves
+# XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
+# of halves
 HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9)}
 
 
@@ -50,15 +52,20 @@ def round_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     w = np.asarray(w, np.float32)
     top = np.abs(w).max(axis=1, initial=0.0)
     if not np.isfinite(top).all():
-        raise ValueError("int8 quantization needs finite weights, got infinities or NaN; repair the checkpoint")
+        raise ValueError(
+            "int8 quantization needs finite weights, got infinities or NaN; repair the checkpoint"
+        )
     scale = np.where(top > 0, top / 127.0, 1.0).astype(np.float32)
     return np.rint(w / scale[:, None]).astype(np.int8), scale
 
 
 def einsum(x: jax.Array, w: Weight) -> jax.Array:
-    """x [T, in] times w [out, in], contracted over `in` -> [T, out] in x's dtype; sums in float32 (int32 for w8a8)."""
+    """x [T, in] times w [out, in], contracted over `in` -> [T, out] in x's dtype; sums in float32
+    (int32 for w8a8).
+    """
     if platform() == "cpu" and x.shape[0] == 1 and _narrow(w):
-        # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows stay narrow
+        # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows
+        # stay narrow
         pair = jax.lax.optimization_barrier(jnp.broadcast_to(x, (2, *x.shape[1:])))
         return _product(pair, w)[:1]
     return _product(x, w)
@@ -92,12 +99,17 @@ def _product(x, w):
 
 def _contract(x, w, precision, out_type):
     if _halved(x, w):
-        # the backend would transpose the whole weight to put it on the right at every call; as a pair of halves on the
+        # the backend would transpose the whole weight to put it on the right at every call; as a
+        # pair of halves on the
         # left it is read in place (two cores, 8 rows: f32 from 20 to 27 GB/s, int8 from 10 to 14)
         halves = w.reshape(2, w.shape[0] // 2, w.shape[1])
         twice = jnp.broadcast_to(x[None], (2, *x.shape))
         out = jax.lax.dot_general(
-            halves, twice, (((2,), (2,)), ((0,), (0,))), precision=precision, preferred_element_type=out_type
+            halves,
+            twice,
+            (((2,), (2,)), ((0,), (0,))),
+            precision=precision,
+            preferred_element_type=out_type,
         )
         return jnp.transpose(out, (2, 0, 1)).reshape(x.shape[0], w.shape[0])
     return jax.lax.dot_general(
@@ -107,4 +119,9 @@ def _contract(x, w, precision, out_type):
 
 def _halved(x, w) -> bool:
     alone = jax.sharding.get_abstract_mesh().empty  # halves would not line up with shards
-    return platform() == "cpu" and alone and w.shape[0] % 2 == 0 and x.shape[0] in HALVED.get(w.dtype.name, ())
+    return (
+        platform() == "cpu"
+        and alone
+        and w.shape[0] % 2 == 0
+        and x.shape[0] in HALVED.get(w.dtype.name, ())
+    )

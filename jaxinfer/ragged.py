@@ -10,10 +10,13 @@ from flax import struct
 
 class Ragged(struct.PyTreeNode):
     """tokens, positions [T] int32 (position -1: padding); rows [T] int32: the row of each token.
-    starts, counts [B]: where row b's tokens lie in T; lengths [B]: its context, new tokens included.
-    reach [B]: the length that length-dependent rope looks at. slots [B]: the cache slot of each row (None: row b is
-    slot b). Static: max_count >= counts; span: cache slots attention reads per row (None: all); packed: False promises
-    T = B * max_count with starts[b] = b * max_count."""
+    starts, counts [B]: where row b's tokens lie in T; lengths [B]: its context, new tokens
+    included.
+    reach [B]: the length that length-dependent rope looks at. slots [B]: the cache slot of each row
+    (None: row b is slot b). Static: max_count >= counts; span: cache slots attention reads per row
+    (None: all);
+    packed: False promises T = B * max_count with starts[b] = b * max_count.
+    """
 
     tokens: jax.Array
     positions: jax.Array
@@ -29,9 +32,16 @@ class Ragged(struct.PyTreeNode):
 
 
 def rectangle(
-    tokens: jax.Array, counts: jax.Array, before: jax.Array, *, reach: jax.Array | None = None, span: int | None = None
+    tokens: jax.Array,
+    counts: jax.Array,
+    before: jax.Array,
+    *,
+    reach: jax.Array | None = None,
+    span: int | None = None,
 ) -> Ragged:
-    """tokens [B, T], of which row b uses the first counts[b], after before[b] positions already in the cache."""
+    """tokens [B, T], of which row b uses the first counts[b], after before[b] positions already in
+    the cache.
+    """
     B, T = tokens.shape
     index = jnp.arange(T, dtype=jnp.int32)[None]
     lengths = before + counts
@@ -50,17 +60,27 @@ def rectangle(
 
 
 def pack(
-    tokens: jax.Array, counts: jax.Array, before: jax.Array, slots: jax.Array, live: jax.Array, *, reach: jax.Array,
-    max_count: int, span: int | None = None,
-) -> Ragged:  # fmt: skip
-    """tokens [T]: row b's counts[b] new tokens follow those of row b - 1; what is left at the end is padding.
+    tokens: jax.Array,
+    counts: jax.Array,
+    before: jax.Array,
+    slots: jax.Array,
+    live: jax.Array,
+    *,
+    reach: jax.Array,
+    max_count: int,
+    span: int | None = None,
+) -> Ragged:
+    """tokens [T]: row b's counts[b] new tokens follow those of row b - 1; what is left at the end
+    is padding.
 
     live [B] bool: a row that is not keeps its place in T, but its tokens are padding.
     """
     (T,) = tokens.shape
     ends = jnp.cumsum(counts)
     index = jnp.arange(T, dtype=jnp.int32)
-    rows = jnp.minimum(jnp.searchsorted(ends, index, side="right"), counts.shape[0] - 1).astype(jnp.int32)
+    rows = jnp.minimum(jnp.searchsorted(ends, index, side="right"), counts.shape[0] - 1).astype(
+        jnp.int32
+    )
     starts = (ends - counts).astype(jnp.int32)
     real = (index < ends[-1]) & live[rows]
     positions = jnp.where(real, before[rows] + index - starts[rows], -1)

@@ -1,8 +1,9 @@
 """Queues -> a small frozen plan for the next step, and the record of what came back.
 
-Host Python: no arrays, no jax, no clock. A sequence that is still reading its prompt gets a chunk of it, one that has
-read it gets decode steps; the plan does not care which. Plans may be made one ahead of what has been recorded: the
-device stops a sequence by itself, so a plan that comes too late for it does nothing.
+Host Python: no arrays, no jax, no clock. A sequence that is still reading its prompt gets a chunk
+of it, one that has read it gets decode steps; the plan does not care which. Plans may be made one
+ahead of what has been recorded: the device stops a sequence by itself, so a plan that comes too
+late for it does nothing.
 """
 
 from collections import deque
@@ -14,11 +15,14 @@ from jaxinfer.request import FinishReason, Request, Token
 
 @dataclass(frozen=True)
 class Limits:
-    """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one sequence in one
-    step; budget: of all. decode_steps: tokens decoded before the host looks again. endless: the ring may wrap, so that
-    max_length does not bound a sequence. rope_switch: the length at which a sequence's rope changes (longrope), or 0.
-    reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it and begins the same
-    starts there; at most `rollback` positions may be forgotten again (what a wrapped ring still holds beyond its window)."""
+    """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one
+    sequence in one step; budget: of all. decode_steps: tokens decoded before the host looks again.
+    endless: the ring may wrap, so that max_length does not bound a sequence. rope_switch: the
+    length at which a sequence's rope changes (longrope), or 0.
+    reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it
+    and begins the same starts there; at most `rollback` positions may be forgotten again (what a
+    wrapped ring still holds beyond its window).
+    """
 
     slots: int
     max_length: int
@@ -38,9 +42,10 @@ class Limits:
 
 @dataclass
 class Sequence:
-    """One request on its way. prompt: what is to be read; it grows by the tokens received when a sequence must be read
-    again. reused: positions found in the slot. computed: positions planned into the cache. planned, tokens: tokens asked
-    for, received."""
+    """One request on its way. prompt: what is to be read; it grows by the tokens received when a
+    sequence must be read again. reused: positions found in the slot. computed: positions planned
+    into the cache. planned, tokens: tokens asked for, received.
+    """
 
     request: Request
     eos_ids: tuple[int, ...]
@@ -57,7 +62,9 @@ class Sequence:
     @property
     def stop_ids(self) -> frozenset[int]:
         params = self.request.params
-        return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(self.eos_ids))
+        return frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else frozenset(self.eos_ids)
+        )
 
     @property
     def prefilling(self) -> bool:
@@ -66,7 +73,10 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Prompt tokens start .. start + len(tokens) of the sequence in `slot`; final: a token is sampled after them."""
+    """Prompt tokens of the sequence in `slot`, from position `start` on.
+
+    final: a token is sampled after them.
+    """
 
     slot: int
     tokens: tuple[int, ...]
@@ -77,8 +87,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """admitted: sequences that enter their slots before this step. chunks: prompt parts. decode: slots that decode in
-    this step; steps: how many tokens each (1 beside chunks). longest: no context grows beyond it in this step."""
+    """admitted: sequences that enter their slots before this step. chunks: prompt parts. decode:
+    slots that decode in this step; steps: how many tokens each (1 beside chunks). longest: no
+    context grows beyond it in this step.
+    """
 
     admitted: tuple[Sequence, ...]
     chunks: tuple[Chunk, ...]
@@ -90,28 +102,39 @@ class Plan:
 class Scheduler:
     """First come, first served, over a fixed number of slots."""
 
-    def __init__(self, limits: Limits, pools: tuple[PagePool, ...] = (), pages_per_slot: tuple[tuple[int, int], ...] = ()):
+    def __init__(
+        self,
+        limits: Limits,
+        pools: tuple[PagePool, ...] = (),
+        pages_per_slot: tuple[tuple[int, int], ...] = (),
+    ):
         self.limits = limits
         self.waiting: deque[Sequence] = deque()
         self.running: dict[int, Sequence] = {}
         self._pools = pools
         self._pages_per_slot = pages_per_slot
         self._free_slots = list(range(limits.slots - 1, -1, -1))
-        self._left_behind: dict[int, tuple[tuple[int, ...], int]] = {}  # slot -> (ids, positions written)
+        self._left_behind: dict[
+            int, tuple[tuple[int, ...], int]
+        ] = {}  # slot -> (ids, positions written)
 
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
     def add(self, request: Request, eos_ids: tuple[int, ...], *, reuse: bool = False) -> Sequence:
-        """Queue a request; reuse: start from what a slot still holds. ValueError where it could never fit."""
+        """Queue a request; reuse: start from what a slot still holds. ValueError where it could
+        never fit.
+        """
         total = len(request.prompt_token_ids) + request.params.max_new_tokens
         if not self.limits.endless and total > self.limits.max_length:
             raise ValueError(
                 f"prompt and max_new_tokens need to fit {self.limits.max_length} positions, got "
                 f"{len(request.prompt_token_ids)} + {request.params.max_new_tokens}; shorten one or raise max_length"
             )
-        sequence = Sequence(request, eos_ids, reuse and self.limits.reuse, prompt=request.prompt_token_ids)
+        sequence = Sequence(
+            request, eos_ids, reuse and self.limits.reuse, prompt=request.prompt_token_ids
+        )
         self.waiting.append(sequence)
         return sequence
 
@@ -148,7 +171,9 @@ class Scheduler:
         return Plan(admitted, tuple(chunks), decode, steps, longest)
 
     def record(self, sequence: Sequence, token_id: int, logprob: float | None, top) -> Token:
-        """One sampled token of a sequence -> the event to show; the device stopped by the same rule."""
+        """One sampled token of a sequence -> the event to show; the device stopped by the same
+        rule.
+        """
         assert not sequence.finished
         sequence.tokens.append(token_id)
         params = sequence.request.params
@@ -160,7 +185,11 @@ class Scheduler:
         if reason is not None:
             self.finish(sequence)
         return Token(
-            request_id=sequence.request.id, token_id=token_id, logprob=logprob, top_logprobs=top, finish_reason=reason
+            request_id=sequence.request.id,
+            token_id=token_id,
+            logprob=logprob,
+            top_logprobs=top,
+            finish_reason=reason,
         )
 
     def finish(self, sequence: Sequence) -> None:
@@ -195,7 +224,9 @@ class Scheduler:
         return tuple(admitted)
 
     def _choose_slot(self, s: Sequence) -> tuple[int, int]:
-        """A free slot and how many positions of the prompt's beginning it holds: the most, where reuse is wanted."""
+        """A free slot and how many positions of the prompt's beginning it holds: the most, where
+        reuse is wanted.
+        """
         best, prompt = (self._free_slots[-1], 0), s.prompt
         for slot in self._free_slots if s.reuse else ():
             ids, written = self._left_behind.get(slot, ((), 0))
@@ -221,7 +252,9 @@ class Scheduler:
         return not s.prefilling and self._left(s) > 0 and not self._switches(s)
 
     def _switches(self, s: Sequence) -> bool:
-        """Whether the next token would cross the length at which the rope changes: then everything is read again."""
+        """Whether the next token would cross the length at which the rope changes: then everything
+        is read again.
+        """
         return s.computed == self.limits.rope_switch > 0
 
     @staticmethod
@@ -231,7 +264,9 @@ class Scheduler:
         s.computed = 0
 
     def _steps(self, decode) -> int:
-        steps = min(self.limits.decode_steps, max(self._left(self.running[slot]) for slot in decode))
+        steps = min(
+            self.limits.decode_steps, max(self._left(self.running[slot]) for slot in decode)
+        )
         if self.limits.rope_switch:
             for slot in decode:
                 if self.running[slot].computed < self.limits.rope_switch:

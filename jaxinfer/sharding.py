@@ -20,17 +20,21 @@ RULES = {
 
 
 def spec(letters: str) -> PartitionSpec:
-    """"VD" -> PartitionSpec("model", None); letters without a rule, and ".", are not split."""
+    """ "VD" -> PartitionSpec("model", None); letters without a rule, and ".", are not split."""
     return PartitionSpec(*(RULES.get(letter) for letter in letters))
 
 
 def make_mesh(axes: str | dict[str, int], devices=None) -> Mesh:
-    """"data=2,model=4" (or the same as a dict) -> a mesh with exactly the axes of AXES; a missing axis has size 1."""
+    """ "data=2,model=4" (or the same as a dict) -> a mesh with exactly the axes of AXES; a missing
+    axis has size 1.
+    """
     if isinstance(axes, str):
         axes = _parse(axes)
     unknown = set(axes) - set(AXES)
     if unknown:
-        raise ValueError(f"mesh axes need to be among {', '.join(AXES)}, got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"mesh axes need to be among {', '.join(AXES)}, got {', '.join(sorted(unknown))}"
+        )
     shape = tuple(axes.get(name, 1) for name in AXES)
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
@@ -49,7 +53,9 @@ def _parse(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, size = part.partition("=")
         if not size.isdecimal() or int(size) == 0 or name.strip() in axes:
-            raise ValueError(f"a mesh is written like data=2,model=4 with each axis once, got {text!r}")
+            raise ValueError(
+                f"a mesh is written like data=2,model=4 with each axis once, got {text!r}"
+            )
         axes[name.strip()] = int(size)
     return axes
 

@@ -9,7 +9,10 @@ DRAFT = "pico-2m-draft"  # a tenth of it, distilled from it, with the same token
 
 def folder(name: str) -> Path:
     """The folder of a shipped checkpoint. FileNotFoundError names the places that were searched."""
-    roots = [Path(__file__).parents[1] / "checkpoints", Path(sysconfig.get_path("data"), "share/jaxinfer/checkpoints")]
+    roots = [
+        Path(__file__).parents[1] / "checkpoints",
+        Path(sysconfig.get_path("data"), "share/jaxinfer/checkpoints"),
+    ]
     for root in roots:
         if (root / name / "config.json").exists():
             return root / name

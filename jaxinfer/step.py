@@ -1,8 +1,10 @@
-"""The programs of the serving path: the only jit, with donation, static buckets and ahead-of-time compiles.
+"""The programs of the serving path: the only jit, with donation, static buckets and ahead-of-time
+compiles.
 
-What a sequence is doing lives on the device in `State`; a step takes the parameters, the state (donated) and a small
-feed. Two programs do all the work: `advance` runs one ragged step (prompt chunks, decodes, or both), `decode_loop`
-several decode steps without the host. Both stop a row by themselves at a stop id or its limit.
+What a sequence is doing lives on the device in `State`; a step takes the parameters, the state
+(donated) and a small feed. Two programs do all the work: `advance` runs one ragged step (prompt
+chunks, decodes, or both), `decode_loop` several decode steps without the host. Both stop a row by
+themselves at a stop id or its limit.
 """
 
 import contextlib
@@ -24,8 +26,9 @@ Array = Any  # numpy where the host feeds it, traced inside a program
 
 
 class State(struct.PyTreeNode):
-    """Per slot [B]: tokens, the latest token, not yet in the cache; remaining, how many it may still get; active,
-    whether it decodes. history may be None where no request needs it."""
+    """Per slot [B]: tokens, the latest token, not yet in the cache; remaining, how many it may
+    still get; active, whether it decodes. history may be None where no request needs it.
+    """
 
     cache: Cache
     tokens: jax.Array
@@ -37,8 +40,10 @@ class State(struct.PyTreeNode):
 
 @struct.dataclass
 class Feed:
-    """One ragged step. tokens [T]: -1 stands for the slot's latest token. Per row [R]: slots (>= B: unused row),
-    counts, reach; fresh: the slot starts from nothing; final: a token is sampled; decodes: only if still active."""
+    """One ragged step. tokens [T]: -1 stands for the slot's latest token. Per row [R]: slots (>= B:
+    unused row), counts, reach; fresh: the slot starts from nothing; final: a token is sampled;
+    decodes: only if still active.
+    """
 
     tokens: Array
     slots: Array
@@ -51,9 +56,10 @@ class Feed:
 
 @struct.dataclass
 class Entry:
-    """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, positions already in the
-    slot's cache and those tokens [A, n] (padded with V), the prompt's last tokens (`History.recent`), and page tables per
-    group."""
+    """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, positions
+    already in the slot's cache and those tokens [A, n] (padded with V), the prompt's last tokens
+    (`History.recent`), and page tables per group.
+    """
 
     slots: Array
     remaining: Array
@@ -65,8 +71,9 @@ class Entry:
 
 
 class Output(struct.PyTreeNode):
-    """tokens, logprobs [rows, n]: -1 where none was sampled; top_ids, top_logprobs [rows, n, top_n]. Only tokens where
-    top_n was None."""
+    """tokens, logprobs [rows, n]: -1 where none was sampled; top_ids, top_logprobs [rows, n,
+    top_n]. Only tokens where top_n was None.
+    """
 
     tokens: jax.Array
     logprobs: Any = None
@@ -114,7 +121,14 @@ def halt(state: State, slots: Array) -> State:
 
 
 def advance(
-    params: decoder.Params, config: ModelConfig, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None
+    params: decoder.Params,
+    config: ModelConfig,
+    state: State,
+    feed: Feed,
+    *,
+    max_count: int,
+    span: int,
+    top_n: int | None,
 ) -> tuple[State, Output]:
     """One ragged step."""
     B = state.tokens.shape[0]
@@ -122,7 +136,14 @@ def advance(
     live = (feed.slots < B) & (~feed.decodes | state.active[at])
     before = jnp.where(feed.fresh, 0, state.cache.lengths[at])
     batch = ragged.pack(
-        feed.tokens, feed.counts, before, feed.slots, live, reach=feed.reach, max_count=max_count, span=span
+        feed.tokens,
+        feed.counts,
+        before,
+        feed.slots,
+        live,
+        reach=feed.reach,
+        max_count=max_count,
+        span=span,
     )
     tokens = jnp.where(batch.tokens < 0, state.tokens[at][batch.rows], batch.tokens)
     batch = batch.replace(tokens=tokens, slots=jnp.where(live, feed.slots, B))
@@ -132,9 +153,13 @@ def advance(
     found = decoder.unembed(params, config, ragged.last_tokens(hidden, batch))
     samples = live & feed.final
     mine = State(
-        cache=cache.replace(lengths=batch.lengths), tokens=state.tokens[at], remaining=state.remaining[at],
-        active=samples, sampling=_rows(state.sampling, at), history=_rows(history, at),
-    )  # fmt: skip
+        cache=cache.replace(lengths=batch.lengths),
+        tokens=state.tokens[at],
+        remaining=state.remaining[at],
+        active=samples,
+        sampling=_rows(state.sampling, at),
+        history=_rows(history, at),
+    )
     mine, output = _sample(mine, found, top_n)
     slots = jnp.where(samples, feed.slots, B)
     state = state.replace(
@@ -152,10 +177,19 @@ def _rows(tree, at):
 
 
 def decode_loop(
-    params: decoder.Params, config: ModelConfig, state: State, decodes: jax.Array, steps: jax.Array,
-    *, max_steps: int, span: int, top_n: int | None,
-) -> tuple[State, Output]:  # fmt: skip
-    """Up to `steps` (int32, <= max_steps) decode steps of the slots marked in decodes [B]; ends early when all stop."""
+    params: decoder.Params,
+    config: ModelConfig,
+    state: State,
+    decodes: jax.Array,
+    steps: jax.Array,
+    *,
+    max_steps: int,
+    span: int,
+    top_n: int | None,
+) -> tuple[State, Output]:
+    """Up to `steps` (int32, <= max_steps) decode steps of the slots marked in decodes [B]; ends
+    early when all stop.
+    """
     B = state.tokens.shape[0]
     output = Output(tokens=jnp.full((B, max_steps), -1, jnp.int32))
     if top_n is not None:
@@ -181,7 +215,9 @@ def decode_loop(
 
 
 def _sample(state: State, logits: jax.Array, top_n: int | None) -> tuple[State, Output]:
-    """Draw a token for every active row (cache.lengths: its position) and note what follows from it."""
+    """Draw a token for every active row (cache.lengths: its position) and note what follows from
+    it.
+    """
     drawn = sampler.sample(logits, state.sampling, state.history, state.cache.lengths, top_n=top_n)
     taken = state.active
     remaining = state.remaining - taken.astype(jnp.int32)
@@ -203,7 +239,8 @@ def _sample(state: State, logits: jax.Array, top_n: int | None) -> tuple[State, 
 class Programs:
     """The compiled programs of one model, one for each bucket of shapes; `compiled` counts them.
 
-    A program is compiled ahead of its first call and then called directly, so nothing retraces in service.
+    A program is compiled ahead of its first call and then called directly, so nothing retraces in
+    service.
     """
 
     def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
@@ -220,12 +257,21 @@ class Programs:
     def halt(self, state: State, slots: Array) -> State:
         return self._run(halt, (), state, slots)
 
-    def advance(self, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None) -> tuple[State, Output]:
+    def advance(
+        self, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None
+    ) -> tuple[State, Output]:
         statics = (("max_count", max_count), ("span", span), ("top_n", top_n))
         return self._run(advance, statics, state, feed)
 
     def decode_loop(
-        self, state: State, decodes: Array, steps: Array, *, max_steps: int, span: int, top_n: int | None
+        self,
+        state: State,
+        decodes: Array,
+        steps: Array,
+        *,
+        max_steps: int,
+        span: int,
+        top_n: int | None,
     ) -> tuple[State, Output]:
         statics = (("max_steps", max_steps), ("span", span), ("top_n", top_n))
         return self._run(decode_loop, statics, state, decodes, steps)
@@ -250,7 +296,8 @@ class Programs:
         program.__name__ = function.__name__
         places = jax.tree.map(lambda x: x.sharding, state)
         out = (places, None) if model else places
-        # the state keeps its placement from step to step; without a mesh everything is on one device anyway
+        # the state keeps its placement from step to step; without a mesh everything is on one
+        # device anyway
         out = out if self.mesh is not None else None
         jitted = jax.jit(program, donate_argnums=(len(model),), out_shardings=out)
         return jitted.lower(*model, state, *feed).compile()
@@ -261,7 +308,9 @@ class Scorer:
 
     def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
         self._params, self._mesh = params, mesh
-        self._score = jax.jit(lambda params, tokens, lengths: score(params, config, tokens, lengths))
+        self._score = jax.jit(
+            lambda params, tokens, lengths: score(params, config, tokens, lengths)
+        )
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [len(ids)]: see `generate.score`."""
@@ -271,4 +320,6 @@ class Scorer:
         tokens = np.zeros((1, padded), np.int32)
         tokens[0, : len(ids)] = ids
         with jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext():
-            return np.asarray(self._score(self._params, tokens, np.asarray([len(ids)], np.int32)))[0, : len(ids)]
+            return np.asarray(self._score(self._params, tokens, np.asarray([len(ids)], np.int32)))[
+                0, : len(ids)
+            ]

@@ -4,7 +4,9 @@ import jax
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": that of the mesh in force (also an ahead-of-time topology), else jax's default."""
+    """ "cpu", "gpu" or "tpu": that of the mesh in force (also an ahead-of-time topology), else
+    jax's default.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         return jax.default_backend()

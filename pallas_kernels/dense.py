@@ -22,8 +22,9 @@ def attend(
 ) -> jax.Array:
     """q [B, T, K, G, H], k and v [B, K, S, H], seen [B, T, S] bool -> [B, T, K, G, H] in q's dtype.
 
-    Keys marked in `far` [S] meet `q_far` (shaped as q) in place of q: attention sinks, which a query sees at the
-    distance they have inside the buffer. Scores and the softmax are float32. Values outside `seen` are never used.
+    Keys marked in `far` [S] meet `q_far` (shaped as q) in place of q: attention sinks, which a
+    query sees at the distance they have inside the buffer. Scores and the softmax are float32.
+    Values outside `seen` are never used.
     """
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 
@@ -42,7 +43,8 @@ def attend(
     scores = jnp.where(seen, scores, NEVER)
     weights = jnp.where(seen, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
     total = weights.sum(-1)  # [B, K, G, T]
-    # a value nobody sees may be NaN (poison, or memory never written): zero times NaN must not reach the sum
+    # a value nobody sees may be NaN (poison, or memory never written): zero times NaN must not
+    # reach the sum
     v = jnp.where(seen.any(axis=3)[:, 0, 0, None, :, None], v, jnp.zeros((), v.dtype))
     out = jnp.einsum(
         "bkgts,bksh->btkgh",

@@ -1,7 +1,8 @@
 """The ring: which slot of a fixed buffer holds a position, and which position a slot holds.
 
-A buffer of `capacity` slots keeps the first `sinks` positions for good and the others in a ring over the remaining
-slots (`sinks=0`: position p lies in slot p % capacity). Both maps follow from the length alone.
+A buffer of `capacity` slots keeps the first `sinks` positions for good and the others in a ring
+over the remaining slots (`sinks=0`: position p lies in slot p % capacity). Both maps follow from
+the length alone.
 """
 
 import jax

@@ -1,4 +1,6 @@
-"""Strict everywhere: no silent promotion of dtypes or ranks, and fresh random inputs whose seed a failure shows."""
+"""Strict everywhere: no silent promotion of dtypes or ranks, and fresh random inputs whose seed a
+failure shows.
+"""
 
 import secrets
 

@@ -1,7 +1,8 @@
-"""Run by test_sharding.py in its own process, which has eight CPU devices: what sharded models compute, as JSON.
+"""Run by test_sharding.py in its own process, which has eight CPU devices: what sharded models
+compute, as JSON.
 
-Usage: python -m tests.eight_devices NAME...; one line a name of `small_configs.SMALL`, with the collectives counted
-for those of COUNTED.
+Usage: python -m tests.eight_devices NAME...; one line a name of `small_configs.SMALL`, with the
+collectives counted for those of COUNTED.
 """
 
 import functools
@@ -46,13 +47,17 @@ def place(config, tensors, mesh):
     """The parameters, each in its place on the mesh."""
     shards = sharding.model_shards(mesh)
     layout = decoder.layout(config, shards)
-    places = jax.tree.map(lambda leaf: sharding.place(leaf.letters, mesh), layout, is_leaf=decoder.is_leaf)
+    places = jax.tree.map(
+        lambda leaf: sharding.place(leaf.letters, mesh), layout, is_leaf=decoder.is_leaf
+    )
     return jax.device_put(decoder.assemble(config, tensors, shards), places)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def greedy(params, config, prompt, cache):
-    """prompt [B, PROMPT] -> tokens [B, PROMPT + STEPS], logits [B, PROMPT + STEPS - 1, V], a token at a time."""
+    """prompt [B, PROMPT] -> tokens [B, PROMPT + STEPS], logits [B, PROMPT + STEPS - 1, V], a token
+    at a time.
+    """
 
     def step(state, forced):
         cache, token = state
@@ -79,9 +84,14 @@ def run(config, tensors, mesh, prompt):
 
 def served(params, config, mesh, prompt):
     """The tokens that the engine gives, prompts in chunks."""
-    engine = Engine(params, config, Limits(slots=B, max_length=32, chunk=4, decode_steps=3), mesh=mesh)
+    engine = Engine(
+        params, config, Limits(slots=B, max_length=32, chunk=4, decode_steps=3), mesh=mesh
+    )
     greedy = SamplingParams(temperature=0, max_new_tokens=STEPS)
-    rows = [Request(id=str(i), prompt_token_ids=tuple(row.tolist()), params=greedy) for i, row in enumerate(prompt)]
+    rows = [
+        Request(id=str(i), prompt_token_ids=tuple(row.tolist()), params=greedy)
+        for i, row in enumerate(prompt)
+    ]
     found = [row.tolist() for row in prompt]
     for token in engine.run(rows):
         found[int(token.request_id)].append(token.token_id)
@@ -112,15 +122,23 @@ def collectives(config, mesh) -> dict[str, dict[str, int]]:
     found = {}
     for name, lowered in programs.items():
         text = lowered.compile().as_text()
-        found[name] = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+        found[name] = {
+            kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES
+        }
     return found
 
 
 def split_collectives(config, mesh) -> tuple[dict, dict]:
-    """`collectives` that one layer adds (two of the first layer against one), and those outside layers."""
+    """`collectives` that one layer adds (two of the first layer against one), and those outside
+    layers.
+    """
     two, one = (collectives(config.replace(layers=config.layers[:1] * L), mesh) for L in (2, 1))
-    layer = {name: {kind: two[name][kind] - one[name][kind] for kind in COLLECTIVES} for name in two}
-    outside = {name: {kind: one[name][kind] - layer[name][kind] for kind in COLLECTIVES} for name in two}
+    layer = {
+        name: {kind: two[name][kind] - one[name][kind] for kind in COLLECTIVES} for name in two
+    }
+    outside = {
+        name: {kind: one[name][kind] - layer[name][kind] for kind in COLLECTIVES} for name in two
+    }
     return layer, outside
 
 

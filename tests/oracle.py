@@ -1,4 +1,5 @@
-"""What is right: the logits of a whole sequence, written out in numpy float64. No cache, no jit, no batch.
+"""What is right: the logits of a whole sequence, written out in numpy float64. No cache, no jit, no
+batch.
 
 It shares with the library the parameters' canonical names and rotary frequencies, and nothing else.
 """
@@ -17,7 +18,10 @@ ACTIVATIONS = {
 
 
 def logits(params, config, token_ids, *, stream=None, reach=None) -> np.ndarray:
-    """[T, V] of one sequence. stream: (sinks, window) of a stream without end. reach: as in `Ragged`, default T."""
+    """[T, V] of one sequence.
+
+    stream: (sinks, window) of a stream without end. reach: as in `Ragged`, default T.
+    """
     return _logits(_tensors(params, config), config, token_ids, stream, reach)
 
 
@@ -30,7 +34,9 @@ def greedy(params, config, prompt, n, *, stream=None, reach=None) -> list[int]:
 
 
 def _tensors(params, config):
-    return {name: np.asarray(x, np.float64) for name, x in decoder.canonical(config, params).items()}
+    return {
+        name: np.asarray(x, np.float64) for name, x in decoder.canonical(config, params).items()
+    }
 
 
 def _logits(w, config, token_ids, stream, reach):
@@ -39,11 +45,23 @@ def _logits(w, config, token_ids, stream, reach):
         x = x + w["positions"][: len(x)]
     for i, layer in enumerate(config.layers):
         name = f"layers.{i}"
-        y = _attention(_norm(x, w, f"{name}.pre_attention", config), w, name, config, layer, stream, reach or len(x))
+        y = _attention(
+            _norm(x, w, f"{name}.pre_attention", config),
+            w,
+            name,
+            config,
+            layer,
+            stream,
+            reach or len(x),
+        )
         x = x + config.residual_scale * _norm(y, w, f"{name}.post_attention", config)
         y = _mlp(_norm(x, w, f"{name}.pre_mlp", config), w, f"{name}.mlp", config)
         x = x + config.residual_scale * _norm(y, w, f"{name}.post_mlp", config)
-    out = _norm(x, w, "norm", config) @ w["embed" if config.tied else "unembed"].T * config.logits_scale
+    out = (
+        _norm(x, w, "norm", config)
+        @ w["embed" if config.tied else "unembed"].T
+        * config.logits_scale
+    )
     return _softcap(out, config.final_softcap)
 
 
@@ -56,7 +74,11 @@ def _attention(x, w, name, config, layer, stream, reach):
         y = y.reshape(T, 1, count * H) if config.qk_norm == "full" else y.reshape(T, count, H)
         return _norm(y, w, f"{name}.attention.{part}_norm", config).reshape(T, count, H)
 
-    q, k, v = heads("q", N), heads("k", K).repeat(N // K, axis=1), heads("v", K).repeat(N // K, axis=1)
+    q, k, v = (
+        heads("q", N),
+        heads("k", K).repeat(N // K, axis=1),
+        heads("v", K).repeat(N // K, axis=1),
+    )
     sinks, window = 0, layer.window or T
     if stream is not None and (layer.window is None or layer.window > stream[1]):
         sinks, window = stream
@@ -64,14 +86,18 @@ def _attention(x, w, name, config, layer, stream, reach):
     scores = np.einsum("tnh,snh->nts", _rotate(q, position, layer.rope, reach), k)
     if sinks:  # a sink is as far away as it lies inside a buffer of sinks + window (StreamingLLM)
         inside = np.minimum(position, sinks + window - 1)
-        scores[:, :, :sinks] = np.einsum("tnh,snh->nts", _rotate(q, inside, layer.rope, reach), k[:sinks])
+        scores[:, :, :sinks] = np.einsum(
+            "tnh,snh->nts", _rotate(q, inside, layer.rope, reach), k[:sinks]
+        )
     scores = _softcap(scores * config.scale, config.attention_softcap)
     distance = position[:, None] - position[None, :]
     seen = (distance >= 0) & ((distance < window) | (position[None, :] < sinks))
     scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = weights / weights.sum(axis=-1, keepdims=True)
-    return _linear(np.einsum("nts,snh->tnh", weights, v).reshape(T, N * H), w, f"{name}.attention.out")
+    return _linear(
+        np.einsum("nts,snh->tnh", weights, v).reshape(T, N * H), w, f"{name}.attention.out"
+    )
 
 
 def _rotate(x, position, rotary, reach):
@@ -85,7 +111,9 @@ def _rotate(x, position, rotary, reach):
 
 
 def _mlp(x, w, name, config):
-    y = ACTIVATIONS[config.activation](_linear(x, w, f"{name}.gate" if config.gated else f"{name}.up"))
+    y = ACTIVATIONS[config.activation](
+        _linear(x, w, f"{name}.gate" if config.gated else f"{name}.up")
+    )
     return _linear(y * _linear(x, w, f"{name}.up") if config.gated else y, w, f"{name}.down")
 
 

@@ -22,7 +22,16 @@ RANKS = [
     {"perplexity"},
     {"cli"},
 ]
-WITHOUT_JAX = {"request", "chat_template", "tokenizer", "pages", "stream", "scheduler", "version", "shipped"}
+WITHOUT_JAX = {
+    "request",
+    "chat_template",
+    "tokenizer",
+    "pages",
+    "stream",
+    "scheduler",
+    "version",
+    "shipped",
+}
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 FILES = sorted([*(ROOT / "jaxinfer").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])
 
@@ -47,7 +56,9 @@ def imports(tree: ast.AST) -> set[str]:
 def rooms(names: set[str]) -> set[str]:
     own = [name.split(".") for name in names]
     found = {parts[1] for parts in own if parts[0] == "jaxinfer" and len(parts) > 1}
-    return found | ({"pallas_kernels"} if any(parts[0] == "pallas_kernels" for parts in own) else set())
+    return found | (
+        {"pallas_kernels"} if any(parts[0] == "pallas_kernels" for parts in own) else set()
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -82,7 +93,10 @@ def test_jit_lives_where_programs_do(path):
 
 
 def test_modules_form_no_cycle():
-    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+    modules = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in FILES
+    }
     edges = {}
     for name, path in modules.items():
         wanted = imports(ast.parse(path.read_text()))

@@ -19,7 +19,9 @@ def test_a_window_costs_a_window():
 
 def test_layers_with_the_same_window_share_a_group():
     layer, local = LayerConfig(), LayerConfig(window=4)
-    rings, groups = kv.plan_rings(tiny.config(layers=(layer, local, layer, local)), 64, max_chunk=4, page_size=8)
+    rings, groups = kv.plan_rings(
+        tiny.config(layers=(layer, local, layer, local)), 64, max_chunk=4, page_size=8
+    )
     assert groups == (0, 1, 0, 1)
     assert [ring.capacity for ring in rings] == [64, 8]
 
@@ -46,9 +48,13 @@ def test_write_puts_tokens_in_their_slots_and_padding_nowhere(rng, paged):
     if paged:
         rows = jnp.asarray(np.repeat([0, 1], 3), jnp.int32)
         flat = jnp.asarray(new.reshape(6, K, H))
-        pages = kv.write(pages, ring, jnp.asarray(table), flat, -flat, jnp.asarray(positions.reshape(6)), rows)
+        pages = kv.write(
+            pages, ring, jnp.asarray(table), flat, -flat, jnp.asarray(positions.reshape(6)), rows
+        )
     else:
-        pages = kv.write(pages, ring, None, jnp.asarray(new), -jnp.asarray(new), jnp.asarray(positions), None)
+        pages = kv.write(
+            pages, ring, None, jnp.asarray(new), -jnp.asarray(new), jnp.asarray(positions), None
+        )
     expected = np.asarray(blank).copy()
     for row, index in zip(*np.nonzero(positions >= 0), strict=True):
         slot = int(slot_of(jnp.int32(positions[row, index]), 8))

@@ -13,9 +13,10 @@ from jaxinfer import compile_cache
 @pytest.fixture
 def restored():
     names = (
-        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
-    )  # fmt: skip
+    )
     before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():
@@ -53,7 +54,11 @@ def test_programs_are_found_again(tmp_path):
 
     def entries():
         subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
-        return {path.name for path in (tmp_path / "jaxinfer" / "xla").iterdir() if path.name.endswith("-cache")}
+        return {
+            path.name
+            for path in (tmp_path / "jaxinfer" / "xla").iterdir()
+            if path.name.endswith("-cache")
+        }
 
     first = entries()
     assert first

@@ -1,4 +1,6 @@
-"""The engine equals the oracle through chunked prefill, ragged batches, wrapped rings and page tables."""
+"""The engine equals the oracle through chunked prefill, ragged batches, wrapped rings and page
+tables.
+"""
 
 import dataclasses
 
@@ -64,7 +66,9 @@ def test_any_mix_of_parameters_is_one_program_and_rows_are_independent(model):
     mixed = [
         SamplingParams(temperature=0.9, seed=1, max_new_tokens=9, top_k=5),
         SamplingParams(temperature=0, max_new_tokens=15, logprobs=3),
-        SamplingParams(temperature=1.3, seed=2, top_p=0.8, repetition_penalty=1.2, max_new_tokens=12),
+        SamplingParams(
+            temperature=1.3, seed=2, top_p=0.8, repetition_penalty=1.2, max_new_tokens=12
+        ),
         SamplingParams(temperature=0, max_new_tokens=15, stop_token_ids=(expected[3][5],)),
         SamplingParams(temperature=1.0, seed=3, min_p=0.1, presence_penalty=0.5, max_new_tokens=7),
     ]
@@ -123,11 +127,17 @@ def test_a_stream_outlives_its_buffer(model):
 
 
 def test_longrope_changes_factors_where_the_length_says(seed):
-    """As transformers does: past the original context everything is computed anew with the long factors."""
+    """As transformers does: past the original context everything is computed anew with the long
+    factors.
+    """
     rng = np.random.default_rng(seed)
     factors = [tuple(float(x) for x in rng.uniform(1, 4, 8)) for _ in range(2)]
     rope = Rope(
-        rotary_dim=16, scaling="longrope", original_max_position=20, short_factor=factors[0], long_factor=factors[1]
+        rotary_dim=16,
+        scaling="longrope",
+        original_max_position=20,
+        short_factor=factors[0],
+        long_factor=factors[1],
     )
     config = tiny.config(layers=(LayerConfig(rope=rope),) * 2)
     params = tiny.params(config, seed)
@@ -141,7 +151,10 @@ def test_a_reused_prefix_gives_the_same_tokens(model):
     engine = Engine(params, config, dataclasses.replace(LIMITS, slots=1, reuse=True))
     assert ids(collect(engine, requests(prompts[3:4]))) == expected[3:4]
     longer = prompts[3] + tuple(expected[3][:9])
-    for setting in (GREEDY, dataclasses.replace(GREEDY, repetition_penalty=1.5, frequency_penalty=0.3)):
+    for setting in (
+        GREEDY,
+        dataclasses.replace(GREEDY, repetition_penalty=1.5, frequency_penalty=0.3),
+    ):
         fresh = Engine(params, config, LIMITS)
         wanted = requests([longer], dataclasses.replace(setting, max_new_tokens=6))
         sequence = engine.add(wanted[0], reuse=True)

@@ -30,7 +30,9 @@ def test_logits_equal_the_oracle(model):
     assert found.dtype == jnp.float32
     for row, ids in enumerate(rows):
         expected = oracle.logits(params, config, ids)
-        np.testing.assert_allclose(found[row, : len(ids)], expected, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            found[row, : len(ids)], expected, atol=1e-4 * np.abs(expected).max()
+        )
 
 
 @pytest.mark.parametrize("chunk", [None, 6])
@@ -43,16 +45,27 @@ def test_generate_equals_the_oracle(model, chunk):
     whole = [row + tuple(more) for row, more in zip(rows, expected, strict=True)]
     scored = score(params, config, *(jnp.asarray(x) for x in tiny.rectangle(whole)))
     for row, ids in enumerate(rows):  # the log-probabilities of generation are those of scoring
-        np.testing.assert_allclose(found.logprobs[row], scored[row, len(ids) : len(ids) + NEW], atol=1e-4)
+        np.testing.assert_allclose(
+            found.logprobs[row], scored[row, len(ids) : len(ids) + NEW], atol=1e-4
+        )
 
 
 def test_generate_stops_at_a_stop_token_and_leaves_neighbours_alone(model):
     config, params, rows, expected = model
     stop = expected[1][4]
     first = expected[1].index(stop)
-    settings = [SamplingParams(temperature=0, stop_token_ids=(stop,) if i == 1 else ()) for i in range(len(rows))]
+    settings = [
+        SamplingParams(temperature=0, stop_token_ids=(stop,) if i == 1 else ())
+        for i in range(len(rows))
+    ]
     sampling = pack(settings, config.vocab_size)
-    found = generate(params, config, *(jnp.asarray(x) for x in tiny.rectangle(rows)), sampling, max_new_tokens=NEW)
+    found = generate(
+        params,
+        config,
+        *(jnp.asarray(x) for x in tiny.rectangle(rows)),
+        sampling,
+        max_new_tokens=NEW,
+    )
     assert found.lengths.tolist() == [NEW, first + 1, NEW, NEW]
     np.testing.assert_array_equal(found.tokens[1, : first + 1], expected[1][: first + 1])
     np.testing.assert_array_equal(found.tokens[1, first + 1 :], 0)
@@ -63,11 +76,19 @@ def test_sampled_rows_do_not_depend_on_their_batch(model):
     config, params, rows, _ = model
     settings = [SamplingParams(temperature=1.0, seed=i) for i in range(len(rows))]
     together = generate(
-        params, config, *(jnp.asarray(x) for x in tiny.rectangle(rows)), pack(settings, config.vocab_size),
+        params,
+        config,
+        *(jnp.asarray(x) for x in tiny.rectangle(rows)),
+        pack(settings, config.vocab_size),
         max_new_tokens=NEW,
-    )  # fmt: skip
+    )
     alone = generate(
-        params, config, jnp.asarray([rows[3]]), None, pack(settings[3:], config.vocab_size), max_new_tokens=NEW
+        params,
+        config,
+        jnp.asarray([rows[3]]),
+        None,
+        pack(settings[3:], config.vocab_size),
+        max_new_tokens=NEW,
     )
     np.testing.assert_array_equal(together.tokens[3], alone.tokens[0])
 
@@ -84,7 +105,9 @@ def test_prefill_and_decode_by_hand(model):
         token = found.argmax(axis=1).astype(jnp.int32)
         np.testing.assert_array_equal(token[active], np.asarray(expected)[np.asarray(active), i])
         found, cache = step(params, config, token, cache, active)
-    assert cache.lengths.tolist() == [len(row) + 4 * bool(on) for row, on in zip(rows, active, strict=True)]
+    assert cache.lengths.tolist() == [
+        len(row) + 4 * bool(on) for row, on in zip(rows, active, strict=True)
+    ]
 
 
 def test_what_lies_outside_a_sequence_is_never_read(model):
@@ -99,7 +122,9 @@ def test_what_lies_outside_a_sequence_is_never_read(model):
 def test_streams_longer_than_their_buffer_equal_the_oracle(model):
     config, params, rows, _ = model
     stream = dict(stream_window=7, sinks=2)
-    run = jax.jit(functools.partial(generate, max_new_tokens=40, chunk=5, **stream), static_argnums=1)
+    run = jax.jit(
+        functools.partial(generate, max_new_tokens=40, chunk=5, **stream), static_argnums=1
+    )
     found = run(params, config, *tiny.rectangle(rows))
     for row, ids in enumerate(rows):
         assert found.tokens[row].tolist() == oracle.greedy(params, config, ids, 40, stream=(2, 7))
@@ -122,7 +147,11 @@ def test_score_is_differentiable_and_its_gradient_is_right(model):
     direction = jax.tree.map(lambda d: d / size, direction)
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), grads, direction)))
     step, loss = 1e-2, jax.jit(loss)
-    ahead, behind = (loss(jax.tree.map(lambda x, d: x + s * step * d, params, direction)) for s in (1, -1))
+
+    def moved(by):
+        return loss(jax.tree.map(lambda x, d: x + by * d, params, direction))
+
+    ahead, behind = moved(step), moved(-step)
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=0.05, atol=0.5)
 
 
@@ -130,7 +159,9 @@ def test_score_under_vmap_equals_a_batch(model):
     config, params, rows, _ = model
     tokens, lengths = (jnp.asarray(x) for x in tiny.rectangle(rows))
     one = jax.vmap(lambda t, n: score(params, config, t[None], n[None])[0])
-    np.testing.assert_allclose(one(tokens, lengths), score(params, config, tokens, lengths), atol=1e-4)
+    np.testing.assert_allclose(
+        one(tokens, lengths), score(params, config, tokens, lengths), atol=1e-4
+    )
 
 
 def test_shapes_are_checked(model):

@@ -18,7 +18,9 @@ def model(tmp_path_factory):
     print(f"seed={seed}")
     folder = tmp_path_factory.mktemp("tokenizer")
     backend = fresh_tokenizers.byte_level(np.random.default_rng(seed), ["<s>", "</s>"])
-    fresh_tokenizers.write_folder(folder, backend, {"bos_token": "<s>", "eos_token": "</s>"}, "llama")
+    fresh_tokenizers.write_folder(
+        folder, backend, {"bos_token": "<s>", "eos_token": "</s>"}, "llama"
+    )
     tokenizer = Tokenizer.load(folder)
     config = tiny.config(vocab_size=tokenizer.vocab_size)
     return Model(tiny.params(config, seed), config, tokenizer, chunk=16)
@@ -58,8 +60,14 @@ def test_completions_of_a_seed_differ_and_repeat(model):
 
 def test_a_stop_string_ends_the_text_before_it(model):
     (plain,) = model.generate("hello", temperature=0, max_new_tokens=NEW, ignore_eos=True)
-    stop = next(plain.text[i : i + 2] for i in range(1, len(plain.text) - 1) if plain.text[i : i + 2].isprintable())
-    (found,) = model.generate("hello", temperature=0, max_new_tokens=NEW, ignore_eos=True, stop=(stop,))
+    stop = next(
+        plain.text[i : i + 2]
+        for i in range(1, len(plain.text) - 1)
+        if plain.text[i : i + 2].isprintable()
+    )
+    (found,) = model.generate(
+        "hello", temperature=0, max_new_tokens=NEW, ignore_eos=True, stop=(stop,)
+    )
     assert found.text == plain.text[: plain.text.index(stop)]
     assert found.finish_reason is FinishReason.STOP
     assert plain.token_ids[: len(found.token_ids)] == found.token_ids
@@ -68,13 +76,17 @@ def test_a_stop_string_ends_the_text_before_it(model):
 def test_bad_words_are_not_said(model):
     (plain,) = model.generate("hello", temperature=0, max_new_tokens=NEW, ignore_eos=True)
     banned = (plain.token_ids[3],)
-    (found,) = model.generate("hello", temperature=0, max_new_tokens=NEW, ignore_eos=True, bad_word_ids=(banned,))
+    (found,) = model.generate(
+        "hello", temperature=0, max_new_tokens=NEW, ignore_eos=True, bad_word_ids=(banned,)
+    )
     assert banned[0] not in found.token_ids
     assert found.token_ids[:3] == plain.token_ids[:3]
 
 
 def test_scores_are_those_of_generation(model):
-    (found,) = model.generate("hello world", temperature=0, max_new_tokens=NEW, ignore_eos=True, logprobs=0)
+    (found,) = model.generate(
+        "hello world", temperature=0, max_new_tokens=NEW, ignore_eos=True, logprobs=0
+    )
     (scored,) = model.score([[*found.prompt_token_ids, *found.token_ids]])
     assert scored.logprobs[0] is None
     np.testing.assert_allclose(scored.logprobs[-NEW:], found.logprobs, atol=1e-4)
@@ -89,11 +101,16 @@ def test_a_closed_stream_leaves_the_model_usable(model):
 
 
 def test_calls_from_several_threads_do_not_meet(model):
-    alone = [model.generate(text, temperature=0, max_new_tokens=NEW)[0].token_ids for text in ("one", "two")]
+    alone = [
+        model.generate(text, temperature=0, max_new_tokens=NEW)[0].token_ids
+        for text in ("one", "two")
+    ]
     found = {}
 
     def work(text):
-        found[text] = [model.generate(text, temperature=0, max_new_tokens=NEW)[0].token_ids for _ in range(3)]
+        found[text] = [
+            model.generate(text, temperature=0, max_new_tokens=NEW)[0].token_ids for _ in range(3)
+        ]
 
     threads = [threading.Thread(target=work, args=(text,)) for text in ("one", "two")]
     for thread in threads:
@@ -110,7 +127,10 @@ def test_a_conversation_is_kept_in_the_cache(model):
     turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "more"}]
     kept = model.chat(turns, temperature=0, max_new_tokens=NEW, template=template)
     fresh = Model(model.params, model.config, model.tokenizer, chunk=16)
-    assert fresh.chat(turns, temperature=0, max_new_tokens=NEW, template=template).token_ids == kept.token_ids
+    assert (
+        fresh.chat(turns, temperature=0, max_new_tokens=NEW, template=template).token_ids
+        == kept.token_ids
+    )
 
 
 def test_streams_go_on_past_the_context(model):
@@ -118,7 +138,11 @@ def test_streams_go_on_past_the_context(model):
     with pytest.raises(ValueError, match="stream=Stream"):
         model.generate("hello", temperature=0, max_new_tokens=new)
     (found,) = model.generate(
-        "hello", temperature=0, max_new_tokens=new, ignore_eos=True, stream=Stream(window=16, sinks=2)
+        "hello",
+        temperature=0,
+        max_new_tokens=new,
+        ignore_eos=True,
+        stream=Stream(window=16, sinks=2),
     )
     assert len(found.token_ids) == new
 
@@ -140,7 +164,9 @@ def test_bad_input_is_named(model, prompt, settings, message):
 def test_a_refused_request_takes_its_neighbours_back(model):
     good = model.generate("hello", temperature=0, max_new_tokens=NEW)[0]
     with pytest.raises(ValueError, match="stop_token_ids"):
-        model.generate(["hello", "world"], temperature=0, max_new_tokens=NEW, stop_token_ids=(10**6,))
+        model.generate(
+            ["hello", "world"], temperature=0, max_new_tokens=NEW, stop_token_ids=(10**6,)
+        )
     assert model.generate("hello", temperature=0, max_new_tokens=NEW)[0].token_ids == good.token_ids
 
 

@@ -42,7 +42,9 @@ def test_extremes():
     assert Perplexity(nats=1.0, tokens=1, size=0).bits_per_byte == math.inf
 
 
-@pytest.mark.parametrize(("length", "window", "stride"), [(1, 8, 4), (9, 8, 8), (9, 8, 0), (9, 1, 1)])
+@pytest.mark.parametrize(
+    ("length", "window", "stride"), [(1, 8, 4), (9, 8, 8), (9, 8, 0), (9, 1, 1)]
+)
 def test_bounds(length, window, stride):
     with pytest.raises(ValueError, match=r"at least 2 tokens|1 <= stride < window"):
         windows(length, window, stride)

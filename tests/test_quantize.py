@@ -19,7 +19,9 @@ def qtensor(w, method):
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("method", quantize.METHODS)
 def test_a_product_is_as_exact_as_its_rounding(rng, rows, method):
-    w = rng.normal(size=(24, 32)).astype(np.float32) * rng.uniform(0.1, 10, size=(24, 1)).astype(np.float32)
+    w = rng.normal(size=(24, 32)).astype(np.float32) * rng.uniform(0.1, 10, size=(24, 1)).astype(
+        np.float32
+    )
     w[3] = 0
     x = rng.normal(size=(rows, 32)).astype(np.float32)
     q = qtensor(w, method)
@@ -27,7 +29,9 @@ def test_a_product_is_as_exact_as_its_rounding(rng, rows, method):
     assert (np.abs(held - w) <= np.asarray(q.scale)[:, None] * 0.5001).all()
     step = np.abs(x).max(axis=1, keepdims=True) / 127
     read = np.rint(x / step) * step if method == "w8a8" else x
-    np.testing.assert_allclose(quantize.einsum(jnp.asarray(x), q), read @ held.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        quantize.einsum(jnp.asarray(x), q), read @ held.T, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -37,7 +41,12 @@ def test_plain_products(rng, dtype, rows):
     found = quantize.einsum(x, w)
     assert found.dtype == dtype
     expected = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
-    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2e-2 if dtype == jnp.bfloat16 else 1e-5, atol=0.05)
+    np.testing.assert_allclose(
+        np.asarray(found, np.float64),
+        expected,
+        rtol=2e-2 if dtype == jnp.bfloat16 else 1e-5,
+        atol=0.05,
+    )
 
 
 def test_rows_of_an_embedding(rng):

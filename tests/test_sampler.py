@@ -493,7 +493,8 @@ class TestSample:
         assert np.isneginf(got.top_logprobs[1]).any()
         bare = draw(logits, sampling, history, places(1, 1, 1, 1))
         np.testing.assert_array_equal(bare.token, got.token)
-        assert bare.logprob is None and bare.top_ids is None
+        assert bare.logprob is None
+        assert bare.top_ids is None
         alone = draw(logits, sampling, history, places(1, 1, 1, 1), top_n=0)
         np.testing.assert_allclose(alone.logprob, got.logprob, 1e-6)
         assert alone.top_ids.shape == (4, 0)

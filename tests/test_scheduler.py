@@ -11,7 +11,9 @@ EOS = 1
 
 
 def request(i, prompt, new=6, **params):
-    return Request(id=str(i), prompt_token_ids=prompt, params=SamplingParams(max_new_tokens=new, **params))
+    return Request(
+        id=str(i), prompt_token_ids=prompt, params=SamplingParams(max_new_tokens=new, **params)
+    )
 
 
 def test_random_traffic_respects_every_limit(rng):
@@ -19,7 +21,10 @@ def test_random_traffic_respects_every_limit(rng):
     pool = PagePool(20)
     scheduler = Scheduler(limits, (pool,), ((16, 4),))
     prompts = tiny.prompts(rng, rng.integers(1, 40, 25))
-    sequences = [scheduler.add(request(i, p, int(rng.integers(1, 20))), (EOS,)) for i, p in enumerate(prompts)]
+    sequences = [
+        scheduler.add(request(i, p, int(rng.integers(1, 20))), (EOS,))
+        for i, p in enumerate(prompts)
+    ]
     read = {i: 0 for i in range(len(prompts))}
     done = []
     while not scheduler.idle:
@@ -30,7 +35,9 @@ def test_random_traffic_respects_every_limit(rng):
         by_slot = dict(scheduler.running)
         for chunk in plan.chunks:
             i = int(by_slot[chunk.slot].request.id)
-            assert chunk.tokens == prompts[i][read[i] : read[i] + len(chunk.tokens)]  # in order, none twice
+            assert (
+                chunk.tokens == prompts[i][read[i] : read[i] + len(chunk.tokens)]
+            )  # in order, none twice
             read[i] += len(chunk.tokens)
             assert chunk.final == (read[i] == len(prompts[i]))
         sampling = [(chunk.slot, 1) for chunk in plan.chunks if chunk.final]
@@ -65,7 +72,10 @@ def test_a_prompt_that_begins_as_the_slots_last_one_starts_there():
     assert again.slot == first.slot
     assert again.reused == 5  # the last sampled token was never written
     assert other.reused == 0
-    assert {chunk.slot: chunk.tokens for chunk in plan.chunks} == {again.slot: (10, 11), other.slot: (5, 9)}
+    assert {chunk.slot: chunk.tokens for chunk in plan.chunks} == {
+        again.slot: (10, 11),
+        other.slot: (5, 9),
+    }
 
 
 @pytest.mark.parametrize(("written", "reused"), [(6, 4), (20, 0)])

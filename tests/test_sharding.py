@@ -1,4 +1,6 @@
-"""Tensor and data parallelism on eight CPU devices: one device's tokens, and two collectives a layer."""
+"""Tensor and data parallelism on eight CPU devices: one device's tokens, and two collectives a
+layer.
+"""
 
 import json
 import os
@@ -35,7 +37,9 @@ def reports():
 
 
 def test_every_family_is_sharded():
-    assert {registry.family_of(SMALL[name]).name for name in NAMES} == {family.name for family in registry.FAMILIES}
+    assert {registry.family_of(SMALL[name]).name for name in NAMES} == {
+        family.name for family in registry.FAMILIES
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +58,9 @@ def test_the_engine_serves_the_same_tokens(reports, name):
 
 
 def test_heads_are_repeated_and_the_vocabulary_padded(reports):
-    """The meshes above do have more shards than some families have key-value heads, and cut a vocabulary unevenly."""
+    """The meshes above do have more shards than some families have key-value heads, and cut a
+    vocabulary unevenly.
+    """
     for name in ("gemma", "gemma2"):
         hf, mesh = SMALL[name], reports[name]["mesh"]
         assert mesh["model"] > hf["num_key_value_heads"]
@@ -64,7 +70,9 @@ def test_heads_are_repeated_and_the_vocabulary_padded(reports):
 @pytest.mark.parametrize("program", ["decode", "whole"])
 @pytest.mark.parametrize("name", eight_devices.COUNTED)
 def test_collectives_of_a_layer(reports, name, program):
-    """Two all-reduces and nothing else; OLMo 2 has one more, for its norms over all heads of q and k."""
+    """Two all-reduces and nothing else; OLMo 2 has one more, for its norms over all heads of q and
+    k.
+    """
     found = reports[name]["layer"][program]
     wanted = dict.fromkeys(eight_devices.COLLECTIVES, 0)
     wanted["all-reduce"] = 3 if name == "olmo2" else 2
@@ -96,9 +104,12 @@ def test_layout_round_trip(name, shards):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 6, "num_kv_heads": 2}, "6 query heads"), ({"num_kv_heads": 3, "num_heads": 12}, "3 key-value"),
-     ({"d_ff": 154}, "d_ff")],
-)  # fmt: skip
+    [
+        ({"num_heads": 6, "num_kv_heads": 2}, "6 query heads"),
+        ({"num_kv_heads": 3, "num_heads": 12}, "3 key-value"),
+        ({"d_ff": 154}, "d_ff"),
+    ],
+)
 def test_what_cannot_be_divided(change, message):
     hf = SMALL["mistral"]
     config = registry.family_of(hf).read(hf).replace(**change)
@@ -108,9 +119,15 @@ def test_what_cannot_be_divided(change, message):
 
 @pytest.mark.parametrize(
     ("axes", "message"),
-    [("data", "data=2,model=4"), ("data=0", "data=2"), ("model=2,model=2", "once"), ("rows=2", "rows"),
-     ("model=-1", "model"), ({"model": 10**6}, "1000000 devices")],
-)  # fmt: skip
+    [
+        ("data", "data=2,model=4"),
+        ("data=0", "data=2"),
+        ("model=2,model=2", "once"),
+        ("rows=2", "rows"),
+        ("model=-1", "model"),
+        ({"model": 10**6}, "1000000 devices"),
+    ],
+)
 def test_bad_mesh(axes, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(axes)

@@ -25,8 +25,11 @@ def reports():
     done = subprocess.run(
         [sys.executable, "-m", "tests.tpu_topologies", *TOPOLOGIES],
         env={**os.environ, **SETTINGS, "PYTHONPATH": str(root)},
-        cwd=root, capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return {report["topology"]: report for report in map(json.loads, done.stdout.splitlines())}
 
@@ -39,7 +42,15 @@ def test_compiles(reports, topology, program):
     assert report["cache"] == "bfloat16"
     found, config = report[program], tpu_topologies.CONFIG
     slots = tpu_topologies.LENGTH + 512 + 512 - 1  # one full ring, one of a window and a chunk
-    cache = 2 * tpu_topologies.B * slots * config.num_kv_heads * config.head_dim * 2 // tpu_topologies.SHARDS
+    cache = (
+        2
+        * tpu_topologies.B
+        * slots
+        * config.num_kv_heads
+        * config.head_dim
+        * 2
+        // tpu_topologies.SHARDS
+    )
     assert found["aliased"] >= cache  # donated: no second copy
     if program == "decode":
         assert found["temporaries"] < 0.1 * found["arguments"]

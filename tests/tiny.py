@@ -14,9 +14,16 @@ def config(**changes) -> ModelConfig:
     """Two layers, one of them with a sliding window."""
     rope = Rope(rotary_dim=16)
     fields = dict(
-        family="llama", vocab_size=VOCAB, d_model=48, d_ff=72, num_heads=4, num_kv_heads=2, head_dim=16,
-        layers=(LayerConfig(rope=rope), LayerConfig(rope=rope, window=WINDOW)), max_position=128,
-    )  # fmt: skip
+        family="llama",
+        vocab_size=VOCAB,
+        d_model=48,
+        d_ff=72,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        layers=(LayerConfig(rope=rope), LayerConfig(rope=rope, window=WINDOW)),
+        max_position=128,
+    )
     return ModelConfig(**fields | changes)
 
 

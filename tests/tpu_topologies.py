@@ -1,6 +1,8 @@
-"""Run by test_tpu_compile.py in its own process: compile real programs for TPUs that this machine does not have.
+"""Run by test_tpu_compile.py in its own process: compile real programs for TPUs that this machine
+does not have.
 
-Usage: python -m tests.tpu_topologies NAME...; one line of JSON a topology. libtpu compiles without a device.
+Usage: python -m tests.tpu_topologies NAME...; one line of JSON a topology. libtpu compiles without
+a device.
 """
 
 import functools
@@ -21,9 +23,16 @@ from pallas_kernels.backend import platform
 B, LENGTH, SHARDS = 16, 2048, 4
 ROPE = Rope(rotary_dim=128, theta=5e5)
 CONFIG = ModelConfig(  # two layers of Llama 3 8B, one of them with a window
-    family="llama", vocab_size=128256, d_model=4096, d_ff=14336, num_heads=32, num_kv_heads=8, head_dim=128,
-    layers=(LayerConfig(rope=ROPE), LayerConfig(rope=ROPE, window=512)), max_position=8192,
-)  # fmt: skip
+    family="llama",
+    vocab_size=128256,
+    d_model=4096,
+    d_ff=14336,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    layers=(LayerConfig(rope=ROPE), LayerConfig(rope=ROPE, window=512)),
+    max_position=8192,
+)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -37,7 +46,9 @@ def report(topology: str) -> dict:
     with jax.set_mesh(mesh):
         layout = decoder.layout(CONFIG, SHARDS)
         params = jax.tree.map(
-            lambda leaf: array(leaf.shape, jnp.bfloat16, leaf.letters, mesh), layout, is_leaf=decoder.is_leaf
+            lambda leaf: array(leaf.shape, jnp.bfloat16, leaf.letters, mesh),
+            layout,
+            is_leaf=decoder.is_leaf,
         )
         cache = jax.eval_shape(lambda p: new_cache(p, CONFIG, B, LENGTH, max_chunk=512), params)
         dtype = cache.layers[0].k.dtype
@@ -60,9 +71,13 @@ def report(topology: str) -> dict:
                 "aliased": memory.alias_size_in_bytes,
                 "temporaries": memory.temp_size_in_bytes,
             }
-            if name == "decode":  # an older jaxlib cannot print a newer libtpu's asynchronous prefill
+            if (
+                name == "decode"
+            ):  # an older jaxlib cannot print a newer libtpu's asynchronous prefill
                 text = compiled.as_text()
-                found["collectives"] = {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
+                found["collectives"] = {
+                    kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES
+                }
     return found
 
 

@@ -1,4 +1,6 @@
-"""A Llama-shaped checkpoint with random weights, in the Hugging Face layout that every engine here can read."""
+"""A Llama-shaped checkpoint with random weights, in the Hugging Face layout that every engine here
+can read.
+"""
 
 import json
 from dataclasses import asdict, dataclass
@@ -45,20 +47,32 @@ def config(shape: Shape) -> dict:
 
 
 def write(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Fill `folder` with a bfloat16 checkpoint: normal weights of deviation fan_in^-1/2 (embeddings 0.02)."""
+    """Fill `folder` with a bfloat16 checkpoint: normal weights of deviation fan_in^-1/2 (embeddings
+    0.02).
+    """
     rng = np.random.default_rng(seed)
     D, F, H = shape.hidden_size, shape.intermediate_size, shape.head_dim
     N, K = shape.num_attention_heads, shape.num_key_value_heads
     matrices = {
-        "self_attn.q_proj": (N * H, D), "self_attn.k_proj": (K * H, D), "self_attn.v_proj": (K * H, D),
-        "self_attn.o_proj": (D, N * H), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D), "mlp.down_proj": (D, F),
-    }  # fmt: skip
+        "self_attn.q_proj": (N * H, D),
+        "self_attn.k_proj": (K * H, D),
+        "self_attn.v_proj": (K * H, D),
+        "self_attn.o_proj": (D, N * H),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+    }
 
     def normal(rows, columns, deviation):
-        return jnp.asarray(rng.standard_normal((rows, columns), np.float32) * np.float32(deviation), jnp.bfloat16)
+        return jnp.asarray(
+            rng.standard_normal((rows, columns), np.float32) * np.float32(deviation), jnp.bfloat16
+        )
 
     ones = jnp.ones((D,), jnp.bfloat16)
-    tensors = {"model.embed_tokens.weight": normal(shape.vocab_size, D, 0.02), "model.norm.weight": ones}
+    tensors = {
+        "model.embed_tokens.weight": normal(shape.vocab_size, D, 0.02),
+        "model.norm.weight": ones,
+    }
     for i in range(shape.num_hidden_layers):
         for name, size in matrices.items():
             tensors[f"model.layers.{i}.{name}.weight"] = normal(*size, size[1] ** -0.5)

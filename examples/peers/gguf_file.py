@@ -14,17 +14,29 @@ TYPES = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 NAMES = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def write(folder: Path, to: Path, kind: str) -> Path:
-    """Convert the checkpoint in `folder`; kind: "f32", "bf16" or "q8_0" (the type of the matrices; norms are f32)."""
+    """Convert the checkpoint in `folder`; kind: "f32", "bf16" or "q8_0" (the type of the matrices;
+    norms are f32).
+    """
     config = json.loads((folder / "config.json").read_text())
-    heads, kv_heads, head_dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    heads, kv_heads, head_dim = (
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["head_dim"],
+    )
     out = gguf.GGUFWriter(to, "llama")
     out.add_vocab_size(config["vocab_size"])
     out.add_context_length(config["max_position_embeddings"])
@@ -57,7 +69,9 @@ def write(folder: Path, to: Path, kind: str) -> Path:
 
 
 def _pair(w: np.ndarray, heads: int) -> np.ndarray:
-    """Rows reordered from rotations of (i, i + H / 2) to llama.cpp's rotations of neighbours (2 i, 2 i + 1)."""
+    """Rows reordered from rotations of (i, i + H / 2) to llama.cpp's rotations of neighbours (2 i,
+    2 i + 1).
+    """
     rows, columns = w.shape
     return w.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 

@@ -26,7 +26,9 @@ class Engine:
 
     def run(self, prompts: list[list[int]], new: int) -> Timing:
         """Read the prompts and generate `new` tokens after each, and a burst that is not counted."""
-        params = jaxinfer.SamplingParams(temperature=0.0, max_new_tokens=new + BURST, ignore_eos=True)
+        params = jaxinfer.SamplingParams(
+            temperature=0.0, max_new_tokens=new + BURST, ignore_eos=True
+        )
         began = time.perf_counter()
         stream = self._model.stream(prompts, params)
         events = [(time.perf_counter(), chunk.index, chunk.token.token_id) for chunk in stream]

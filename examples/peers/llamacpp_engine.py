@@ -19,7 +19,9 @@ def _silent(level, text, data):
 
 
 class Engine:
-    """One loaded model; variant: a key of gguf_file.TYPES. Converts the checkpoint into `scratch` first."""
+    """One loaded model; variant: a key of gguf_file.TYPES. Converts the checkpoint into `scratch`
+    first.
+    """
 
     def __init__(self, folder: Path, variant: str, scratch: Path):
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
@@ -31,7 +33,9 @@ class Engine:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise RuntimeError(f"llama.cpp could not load {path}")
-        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(
+            llama_cpp.llama_model_get_vocab(self._model)
+        )
 
     def run(self, prompts: list[list[int]], new: int) -> Timing:
         """Read the prompts and generate `new` tokens after each."""
@@ -47,11 +51,15 @@ class Engine:
         try:
             began = time.perf_counter()
             entries = [(row, i, token) for row in rows for i, token in enumerate(prompts[row])]
-            token = self._decode(context, batch, entries, [row * length + length - 1 for row in rows])
+            token = self._decode(
+                context, batch, entries, [row * length + length - 1 for row in rows]
+            )
             first = time.perf_counter()
             tokens = [token]
             for i in range(length, length + new - 1):
-                token = self._decode(context, batch, [(row, i, token[row]) for row in rows], list(rows))
+                token = self._decode(
+                    context, batch, [(row, i, token[row]) for row in rows], list(rows)
+                )
                 tokens.append(token)
             done = time.perf_counter()
         finally:
@@ -60,7 +68,9 @@ class Engine:
         return Timing(first - began, done - first, B * (new - 1), np.asarray(tokens).T.tolist())
 
     def _decode(self, context, batch, entries, wanted: list[int]) -> list[int]:
-        """Run (row, position, token) entries; the most likely token after those at the places `wanted`."""
+        """Run (row, position, token) entries; the most likely token after those at the places
+        `wanted`.
+        """
         batch.n_tokens = len(entries)
         for at, (row, position, token) in enumerate(entries):
             batch.token[at], batch.pos[at] = token, position
@@ -72,4 +82,6 @@ class Engine:
         if code:
             raise RuntimeError(f"llama_decode failed with {code=}")
         found = (llama_cpp.llama_get_logits_ith(context, at) for at in wanted)
-        return [int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax()) for logits in found]
+        return [
+            int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax()) for logits in found
+        ]

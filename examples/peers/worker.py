@@ -1,4 +1,5 @@
-"""One engine in a process of its own: a case a line of JSON on stdin, its timing a line of JSON on stdout.
+"""One engine in a process of its own: a case a line of JSON on stdin, its timing a line of JSON on
+stdout.
 
 python -m examples.peers.worker ENGINE VARIANT MODEL_FOLDER SCRATCH_FOLDER
 """
@@ -24,7 +25,9 @@ def main() -> None:
     for line in sys.stdin:
         case = json.loads(line)
         rows = timing.prompts(case["batch"], case["context"], vocab_size, case["seed"])
-        print(json.dumps(dataclasses.asdict(loaded.run(rows, case["new"]))), file=answers, flush=True)
+        print(
+            json.dumps(dataclasses.asdict(loaded.run(rows, case["new"]))), file=answers, flush=True
+        )
 
 
 if __name__ == "__main__":

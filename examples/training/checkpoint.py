@@ -71,7 +71,9 @@ def tensors(params: Params, shape: Shape, dtype: Any = jnp.bfloat16) -> dict[str
     named = {"model.embed_tokens.weight": host["embed"], "model.norm.weight": host["norm"]}
     for name, module in NAMES.items():
         for index in range(shape.num_layers):
-            named[f"model.layers.{index}.{module}.weight"] = np.ascontiguousarray(host[name][index].T)
+            named[f"model.layers.{index}.{module}.weight"] = np.ascontiguousarray(
+                host[name][index].T
+            )
     return named
 
 

@@ -3,8 +3,8 @@
 `download` fetches the packages that `sources.py` names with pip and apt-get; `build` extracts
 Python source and English documentation from them, keeps a package only if its metadata names a
 permissive licence, drops what teaches a small model nothing (generated, minified, tabular,
-undocumented, near-duplicate or unparsable files) and splits off the held-out files *before* anything is trained.
-This file does not know tokenizers or models.
+undocumented, near-duplicate or unparsable files) and splits off the held-out files *before*
+anything is trained. This file does not know tokenizers or models.
 
     python -m examples.training.corpus download --to packages
     python -m examples.training.corpus build --packages packages --to corpus
@@ -89,7 +89,11 @@ def _documents(path: pathlib.Path) -> list[Document]:
 def build(packages: pathlib.Path, folder: pathlib.Path, workers: int = 2) -> dict[str, int]:
     """Write train.jsonl and held_out.jsonl below `folder`; returns characters by split and kind."""
     paths = sorted(packages.glob("wheels/*.whl"))
-    paths += [p for p in sorted(packages.glob("debs/*.deb")) if p.name.split("_")[0] in sources.DEBIAN_PACKAGES]
+    paths += [
+        p
+        for p in sorted(packages.glob("debs/*.deb"))
+        if p.name.split("_")[0] in sources.DEBIAN_PACKAGES
+    ]
     with multiprocessing.Pool(workers) as pool:
         found = list(itertools.chain.from_iterable(pool.imap(_documents, paths)))
     found += folder_documents(pathlib.Path(sysconfig.get_path("stdlib")), "cpython")
@@ -115,7 +119,10 @@ def licence_table(packages: pathlib.Path, folder: pathlib.Path) -> str:
             stated = stated_licence(read_metadata(archive))
         licences[path.name.split("-")[0].lower()] = stated.replace("License :: ", "")[:100]
     rows = [f"| {name} | {count} | {licences[name]} |" for name, count in counts.items()]
-    return "\n".join(["| package | documents | licence as stated |", "| --- | --- | --- |", *rows]) + "\n"
+    return (
+        "\n".join(["| package | documents | licence as stated |", "| --- | --- | --- |", *rows])
+        + "\n"
+    )
 
 
 def main() -> None:

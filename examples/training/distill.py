@@ -29,7 +29,9 @@ def divergence(target: jax.Array, draft: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(target) * (target - draft), axis=-1)
 
 
-def distillation_loss(target: Shape, draft: Shape, dtype: str, mix: float = 0.0, unroll: int = 1) -> train.Loss:
+def distillation_loss(
+    target: Shape, draft: Shape, dtype: str, mix: float = 0.0, unroll: int = 1
+) -> train.Loss:
     """(1 - mix) * KL(target || draft) + mix * cross-entropy; `frozen`: the target's weights."""
 
     def loss(params: Params, frozen: Any, batch: jax.Array) -> jax.Array:

@@ -108,7 +108,9 @@ def complete(
     return model.generate(prompts, **settings) if prompts else []
 
 
-def parse_rate(model: jaxinfer.Model, prompts: list[str], temperature: float, max_new_tokens: int) -> dict[str, float]:
+def parse_rate(
+    model: jaxinfer.Model, prompts: list[str], temperature: float, max_new_tokens: int
+) -> dict[str, float]:
     """Of the functions started by `prompts`: how many end in time, and how many of those parse."""
     completions = complete(model, prompts, temperature, max_new_tokens)
     stopped = [c.finish_reason is jaxinfer.FinishReason.STOP for c in completions]

@@ -1,4 +1,5 @@
-"""What of a text a small model should learn from: licence checks and filters for code and for prose.
+"""What of a text a small model should learn from: licence checks and filters for code and for
+prose.
 
 Text in, cleaned text or None out; files and packages are not known here.
 """
@@ -26,7 +27,23 @@ GENERATED = re.compile(
     re.IGNORECASE,
 )
 ENGLISH = frozenset(
-    {"the", "of", "and", "to", "in", "is", "a", "that", "for", "it", "as", "with", "be", "on", "are"}
+    {
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "a",
+        "that",
+        "for",
+        "it",
+        "as",
+        "with",
+        "be",
+        "on",
+        "are",
+    }
     | {"this", "by", "not", "or", "from", "an", "if", "can", "which", "you"}
 )
 

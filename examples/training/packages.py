@@ -1,4 +1,6 @@
-"""Documents out of packages: wheels, Debian documentation, folders of source files; and their download."""
+"""Documents out of packages: wheels, Debian documentation, folders of source files; and their
+download.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SKIPPED_PATH = re.compile(
     r"(_pb2(_grpc)?\.py|/locale/|/migrations/|/alembic/|/versions/|/tables?/|/data/|/openapi|_data\.py"
     r"|/site-packages/|/lib2to3/tests/|unicode|/emoji|/_?vendor(ed)?/|/translations?/|/generated/)"
 )
-TEST_PATH = re.compile(r"(^|/)(tests?|testing|functional)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$")
+TEST_PATH = re.compile(
+    r"(^|/)(tests?|testing|functional)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.py$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,12 @@ class Document:
 class _VisibleText(html.parser.HTMLParser):
     """Collects the text of the main part of a page; blocks end in newlines, `pre` is kept as is."""
 
-    SKIPPED = frozenset({"script", "style", "nav", "head", "header", "footer", "button", "form", "table"})
-    BLOCKS = frozenset({"p", "div", "li", "pre", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "br", "ul"})
+    SKIPPED = frozenset(
+        {"script", "style", "nav", "head", "header", "footer", "button", "form", "table"}
+    )
+    BLOCKS = frozenset(
+        {"p", "div", "li", "pre", "dt", "dd", "h1", "h2", "h3", "h4", "h5", "br", "ul"}
+    )
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -124,7 +132,10 @@ def _without_boilerplate(texts: dict[str, str]) -> dict[str, str]:
     for text in texts.values():
         counts.update({line for line in text.split("\n") if line.strip()})
     often = {line for line, count in counts.items() if count > max(10, 0.1 * len(texts))}
-    return {name: "\n".join(line for line in text.split("\n") if line not in often) for name, text in texts.items()}
+    return {
+        name: "\n".join(line for line in text.split("\n") if line not in often)
+        for name, text in texts.items()
+    }
 
 
 def read_metadata(archive: zipfile.ZipFile) -> str:
@@ -148,7 +159,9 @@ def wheel_documents(path: pathlib.Path) -> list[Document]:
     texts.append(
         (
             "README",
-            (email.message_from_string(about).get_payload() or "").encode("utf-8", errors="replace"),
+            (email.message_from_string(about).get_payload() or "").encode(
+                "utf-8", errors="replace"
+            ),
         )
     )
     for name, raw in texts:
@@ -161,7 +174,9 @@ def wheel_documents(path: pathlib.Path) -> list[Document]:
 def folder_documents(folder: pathlib.Path, package: str) -> list[Document]:
     """Python files below a folder, such as the standard library's."""
     paths = (p for p in sorted(folder.rglob("*.py")) if "-packages" not in str(p))
-    return list(_python_files(package, ((str(p.relative_to(folder)), p.read_bytes()) for p in paths)))
+    return list(
+        _python_files(package, ((str(p.relative_to(folder)), p.read_bytes()) for p in paths))
+    )
 
 
 def debian_documents(path: pathlib.Path) -> list[Document]:
@@ -215,5 +230,7 @@ def download(folder: pathlib.Path) -> None:
         if subprocess.run([*pip, name], check=False).returncode:
             print(f"no wheel of {name}", file=sys.stderr)
     for name in sources.DEBIAN_PACKAGES:
-        if subprocess.run(["apt-get", "download", name], cwd=folder / "debs", check=False).returncode:
+        if subprocess.run(
+            ["apt-get", "download", name], cwd=folder / "debs", check=False
+        ).returncode:
             print(f"no Debian package {name}", file=sys.stderr)

@@ -110,7 +110,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=pathlib.Path, required=True)
     parser.add_argument("--to", type=pathlib.Path, required=True)
     parser.add_argument("--vocab_size", type=int, default=8192)
-    parser.add_argument("--max_bytes", type=int, default=80_000_000, help="text that BPE learns from")
+    parser.add_argument(
+        "--max_bytes", type=int, default=80_000_000, help="text that BPE learns from"
+    )
     arguments = parser.parse_args()
     meta = build(arguments.corpus, arguments.to, arguments.vocab_size, arguments.max_bytes)
     print(json.dumps(meta))

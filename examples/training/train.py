@@ -92,7 +92,9 @@ def windows(tokens: jax.Array, starts: jax.Array, context: int) -> jax.Array:
     return slices.astype(jnp.int32)
 
 
-def shuffled_starts(size: int, context: int, batch: int, seed: int, skip: int) -> Iterator[np.ndarray]:
+def shuffled_starts(
+    size: int, context: int, batch: int, seed: int, skip: int
+) -> Iterator[np.ndarray]:
     """Batches of window starts; an epoch visits every token once, at a fresh phase and order."""
     epoch = 0
     while True:
@@ -126,11 +128,14 @@ def make_steps(loss: Loss, held_out: Loss, settings: Settings) -> tuple[Callable
     update = optimizer(settings).update
 
     @functools.partial(jax.jit, donate_argnums=(0,))
-    def train_step(state: Any, frozen: Any, tokens: jax.Array, starts: jax.Array, rate: jax.Array) -> Any:
+    def train_step(
+        state: Any, frozen: Any, tokens: jax.Array, starts: jax.Array, rate: jax.Array
+    ) -> Any:
         params, moments = state
         batch = windows(tokens, starts, settings.context)
         value, gradients = jax.value_and_grad(loss)(params, frozen, batch)
-        # optax mixes dtypes and ranks in its own arithmetic: allow it there, also in a strict program
+        # optax mixes dtypes and ranks in its own arithmetic: allow it there, also in a strict
+        # program
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, moments = update(gradients, moments, params)
         params = {name: params[name] + rate * updates[name] for name in params}
@@ -200,9 +205,13 @@ def run(
 
     `keep` is called with the parameters whenever the sum of the held-out losses is the lowest yet.
     """
-    short = {kind: len(value) for kind, value in streams.items() if len(value) < settings.context + 2}
+    short = {
+        kind: len(value) for kind, value in streams.items() if len(value) < settings.context + 2
+    }
     if short:
-        raise ValueError(f"a stream needs over {settings.context + 1} tokens, got {short}: add text")
+        raise ValueError(
+            f"a stream needs over {settings.context + 1} tokens, got {short}: add text"
+        )
     began = time.monotonic()
     train_step, eval_step = make_steps(loss, held_out, settings)
     state = (params, optimizer(settings).init(params))
@@ -212,13 +221,17 @@ def run(
     clock, best = Clock(settings, meta["step"], meta["seconds"]), meta["best"]
     tokens = jax.device_put(streams["train"])
     held = {kind: jax.device_put(value) for kind, value in streams.items() if kind != "train"}
-    starts = shuffled_starts(len(tokens), settings.context, settings.batch, settings.seed, skip=clock.step)
+    starts = shuffled_starts(
+        len(tokens), settings.context, settings.batch, settings.seed, skip=clock.step
+    )
     next_eval, compiled = clock.seconds + 60 * settings.eval_minutes, False
     while True:
         tick, first = time.monotonic(), clock.step
         chunk = settings.log_every if compiled else 2
         while clock.step < first + chunk and not (settings.steps and clock.done()):
-            rate = settings.learning_rate * schedule(clock.progress(), settings.warmup, settings.decay)
+            rate = settings.learning_rate * schedule(
+                clock.progress(), settings.warmup, settings.decay
+            )
             batch = jnp.asarray(next(starts))
             state, value = train_step(state, frozen, tokens, batch, jnp.float32(rate))
             clock.step += 1

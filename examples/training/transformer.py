@@ -77,7 +77,9 @@ def init(key: jax.Array, shape: Shape) -> Params:
     }
     for index, (name, (fan_in, fan_out)) in enumerate(shape.matrices().items()):
         scale = 0.0 if name in ("o", "down") else fan_in**-0.5
-        noise = jax.random.normal(jax.random.fold_in(key, index), (shape.num_layers, fan_in, fan_out))
+        noise = jax.random.normal(
+            jax.random.fold_in(key, index), (shape.num_layers, fan_in, fan_out)
+        )
         params[name] = scale * noise
     return params
 
@@ -105,7 +107,9 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Causal attention: q [B, T, N, H], k and v [B, T, K, H] -> [B, T, N, H]."""
     cudnn = jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn" if cudnn else "xla")
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, implementation="cudnn" if cudnn else "xla"
+    )
 
 
 def hidden(params: Params, shape: Shape, tokens: jax.Array, unroll: int = 1) -> jax.Array:
@@ -124,7 +128,9 @@ def hidden(params: Params, shape: Shape, tokens: jax.Array, unroll: int = 1) -> 
         return x + (jax.nn.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"], None
 
     names = ("attention_norm", "mlp_norm", *shape.matrices())
-    x, _ = jax.lax.scan(layer, params["embed"][tokens], {name: params[name] for name in names}, unroll=unroll)
+    x, _ = jax.lax.scan(
+        layer, params["embed"][tokens], {name: params[name] for name in names}, unroll=unroll
+    )
     return rms_norm(x, params["norm"], shape.norm_eps)
 
 

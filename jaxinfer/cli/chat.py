@@ -1,4 +1,6 @@
-"""jaxinfer chat: talk with a model; the cache keeps the conversation, so a turn reads only what is new."""
+"""jaxinfer chat: talk with a model; the cache keeps the conversation, so a turn reads only what is
+new.
+"""
 
 import contextlib
 import dataclasses
@@ -27,7 +29,8 @@ HELP = """/help            this list
 /system TEXT     set the system prompt and forget the conversation; without TEXT, remove it
 /save FILE       write the conversation to FILE as JSON
 /exit            leave (also Ctrl-D)
-A message of several lines stands between two lines of three double quotes. Ctrl-C stops an answer."""
+A message of several lines stands between two lines of three double quotes. Ctrl-C stops an answer.
+"""
 
 
 def define(flags: Flags) -> None:
@@ -67,7 +70,12 @@ class Conversation:
         template: dict[str, str],
         system: str | None = None,
     ):
-        self._model, self._tokenizer, self._params, self._template = loaded, tokenizer, params, template
+        self._model, self._tokenizer, self._params, self._template = (
+            loaded,
+            tokenizer,
+            params,
+            template,
+        )
         self.messages: list[dict[str, str]] = []
         self._begin(system)
 
@@ -103,11 +111,17 @@ class Conversation:
         elif word == "/save" and rest.strip():
             self._save(Path(rest.strip()).expanduser())
         else:
-            output.note(f"unknown command {word!r}; /help lists them" if word != "/save" else "/save needs a file name")
+            output.note(
+                f"unknown command {word!r}; /help lists them"
+                if word != "/save"
+                else "/save needs a file name"
+            )
 
     def _save(self, path: Path) -> None:
         try:
-            path.write_text(json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             output.note(f"cannot write {path}: {error.strerror}")
         else:
@@ -121,9 +135,13 @@ class Conversation:
             most = self._model.config.max_position
             room = most - len(ids)
             if room < 1:
-                raise ValueError(f"the conversation fills the model's {most} positions; /reset begins a new one")
+                raise ValueError(
+                    f"the conversation fills the model's {most} positions; /reset begins a new one"
+                )
             new = min(self._params.max_new_tokens, room)
-            params = dataclasses.replace(self._params, max_new_tokens=new, min_tokens=min(self._params.min_tokens, new))
+            params = dataclasses.replace(
+                self._params, max_new_tokens=new, min_tokens=min(self._params.min_tokens, new)
+            )
             chunks = self._model.stream(ids, params, reuse=True)
         except ValueError as error:
             output.note(str(error))
@@ -146,7 +164,9 @@ class Conversation:
 
 @contextlib.contextmanager
 def _interrupt() -> Iterator[threading.Event]:
-    """Within the block the first Ctrl-C sets the event, so that a step is not torn apart; a second one is as usual."""
+    """Within the block the first Ctrl-C sets the event, so that a step is not torn apart; a second
+    one is as usual.
+    """
     asked = threading.Event()
 
     def ask(number, frame):

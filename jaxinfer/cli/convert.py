@@ -24,10 +24,16 @@ def define(flags: Flags) -> None:
     flags.group("Conversion")
     model.define_name(flags)
     flags.text("output", "the folder to write", form="FOLDER")
-    flags.choice("to", "the layout to write; without it, the one that the model does not have", LAYOUTS)
+    flags.choice(
+        "to", "the layout to write; without it, the one that the model does not have", LAYOUTS
+    )
     flags.choice("dtype", "of the weights; without it, as they are", DTYPES)
     flags.choice("quantize", "round matrices to integers (needs --to=orbax)", METHODS)
-    flags.text("config", "the model's config.json, where an Orbax checkpoint has none beside it", form="FILE")
+    flags.text(
+        "config",
+        "the model's config.json, where an Orbax checkpoint has none beside it",
+        form="FILE",
+    )
     flags.switch("overwrite", "replace a checkpoint that lies in --output")
     flags.group("Output")
     flags.switch("json", "one JSON object on stdout in place of text")
@@ -37,15 +43,21 @@ def run(values: FlagValues) -> None:
     if values.output is None:
         raise ValueError("needs --output, the folder to write, got none")
     begin = time.perf_counter()
-    source = (shipped.target() if values.model is None else weights.resolve(values.model)).absolute()
+    source = (
+        shipped.target() if values.model is None else weights.resolve(values.model)
+    ).absolute()
     target = Path(values.output).expanduser().absolute()
     saved_by_orbax = orbax.is_checkpoint(source)
     layout = values.to or ("huggingface" if saved_by_orbax else "orbax")
     if values.quantize is not None and layout != "orbax":
-        raise ValueError("--quantize needs --to=orbax: the Hugging Face layout holds unquantized weights")
+        raise ValueError(
+            "--quantize needs --to=orbax: the Hugging Face layout holds unquantized weights"
+        )
     config_file = source / CONFIG if values.config is None else Path(values.config)
     if layout == "huggingface" and not config_file.is_file():
-        raise ValueError(f"{config_file}: needs the model's config.json, which is missing; name it with --config")
+        raise ValueError(
+            f"{config_file}: needs the model's config.json, which is missing; name it with --config"
+        )
     _check_target(source, target, values.overwrite)
     output.note(f"reading {source}")
     dtype = values.dtype or _stored_dtype(source)
@@ -59,12 +71,18 @@ def run(values: FlagValues) -> None:
         new.rename(target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    found = {"folder": str(target), **weights.describe(target), "seconds": time.perf_counter() - begin}
+    found = {
+        "folder": str(target),
+        **weights.describe(target),
+        "seconds": time.perf_counter() - begin,
+    }
     if values.json:
         output.write_json(found)
     else:
         stored = size(sum(found["files"].values()))
-        output.write(f"{target}: {layout}, {found['parameters']:,} parameters, {stored} in {found['seconds']:.1f} s\n")
+        output.write(
+            f"{target}: {layout}, {found['parameters']:,} parameters, {stored} in {found['seconds']:.1f} s\n"
+        )
 
 
 def _write(layout: str, folder: Path, loaded: weights.Loaded, config_file: Path) -> None:
@@ -76,7 +94,9 @@ def _write(layout: str, folder: Path, loaded: weights.Loaded, config_file: Path)
         return
     family = registry.by_name(loaded.config.family)
     hf_config, _, _ = weights.read_config(config_file.parent)
-    weights.save(folder, loaded.params, loaded.config, family, hf_config, tokenizer_from=loaded.folder)
+    weights.save(
+        folder, loaded.params, loaded.config, family, hf_config, tokenizer_from=loaded.folder
+    )
 
 
 def _stored_dtype(source: Path) -> str:
@@ -96,7 +116,9 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> None:
             f"{target}: needs a folder that is new or empty, got one with files; choose another, or pass --overwrite"
         )
     if not (target / CONFIG).is_file() and not orbax.is_checkpoint(target):
-        raise ValueError(f"{target}: --overwrite replaces checkpoints only, and this is none; choose another folder")
+        raise ValueError(
+            f"{target}: --overwrite replaces checkpoints only, and this is none; choose another folder"
+        )
     if target in source.parents:
         raise ValueError(f"{target}: holds the model that is read, {source}; choose another folder")
 

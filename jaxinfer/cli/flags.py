@@ -71,39 +71,53 @@ class Flags:
         absl.DEFINE_boolean(name, False, help, short_name=short, flag_values=self.values)
         self._show(name, "", help, None)
 
-    def choice(self, name: str, help: str, among: Sequence[str], default: str | None = None) -> None:
+    def choice(
+        self, name: str, help: str, among: Sequence[str], default: str | None = None
+    ) -> None:
         absl.DEFINE_enum(name, default, list(among), help, flag_values=self.values)
         self._show(name, "|".join(among), help, default)
 
-    def one(self, name: str, parser: _Parser, help: str, default: Any = None, form: str = "N") -> None:
+    def one(
+        self, name: str, parser: _Parser, help: str, default: Any = None, form: str = "N"
+    ) -> None:
         """A flag with a value that `parser` reads."""
         absl.DEFINE(parser, name, default, help, flag_values=self.values)
         self._show(name, form, help, default)
 
     def many(self, name: str, parser: absl.ArgumentParser, help: str, form: str = "TEXT") -> None:
         """A flag that may be given several times."""
-        absl.DEFINE_multi(parser, absl.ArgumentSerializer(), name, [], help, flag_values=self.values)
+        absl.DEFINE_multi(
+            parser, absl.ArgumentSerializer(), name, [], help, flag_values=self.values
+        )
         self._show(name, form, help + " (repeatable)", None)
 
     def _show(self, name: str, form: str, help: str, default: Any) -> None:
         shown = f"--{name}={form}" if form else f"--{name}"
-        self._lines.append((shown, help if default in (None, ()) else f"{help} (default: {default})"))
+        self._lines.append(
+            (shown, help if default in (None, ()) else f"{help} (default: {default})")
+        )
 
     def parse(self, argv: Sequence[str], positional: Sequence[str]) -> absl.FlagValues:
-        """Read a command's arguments; the flags in `positional` may also be given bare, in that order.
+        """Read a command's arguments; the flags in `positional` may also be given bare, in that
+        order.
 
-        UsageError: an unknown flag, a flag without its value, too many arguments. ValueError: a value it cannot be.
+        UsageError: an unknown flag, a flag without its value, too many arguments. ValueError: a
+        value it cannot be.
         """
         try:
             rest = self.values(["jaxinfer", *argv])[1:]
         except absl.UnrecognizedFlagError as error:
-            raise UsageError(f"unknown flag --{error.flagname}{self._nearest(error.flagname)}") from error
+            raise UsageError(
+                f"unknown flag --{error.flagname}{self._nearest(error.flagname)}"
+            ) from error
         except absl.IllegalFlagValueError as error:
             raise ValueError(str(error)) from error
         except absl.Error as error:
             raise UsageError(str(error)) from error
         if len(rest) > len(positional):
-            raise UsageError(f"unexpected argument {rest[len(positional)]!r}; quote a text with spaces")
+            raise UsageError(
+                f"unexpected argument {rest[len(positional)]!r}; quote a text with spaces"
+            )
         for name, value in zip(positional, rest, strict=False):
             if self.values[name].present:
                 raise UsageError(f"got {value!r} and --{name}; give one of them")
@@ -136,8 +150,11 @@ class Flags:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One word of the command line. description and examples make its help; positional: flags that may be given
-    without their name; define adds its flags; run does the work."""
+    """One word of the command line.
+
+    description and examples make its help; positional: flags that may be given without their name;
+    define adds its flags; run does the work.
+    """
 
     name: str
     summary: str
@@ -155,7 +172,12 @@ class Command:
     def help(self) -> str:
         """The command's page."""
         bare = "".join(f" [{name.upper()}]" for name in self.positional)
-        lines = [f"jaxinfer {self.name}: {self.summary}", "", *textwrap.wrap(self.description, 100), ""]
+        lines = [
+            f"jaxinfer {self.name}: {self.summary}",
+            "",
+            *textwrap.wrap(self.description, 100),
+            "",
+        ]
         lines += [f"Usage: jaxinfer {self.name}{bare} [--flag=value ...]", "", "Examples:"]
         lines += [f"  {example}" for example in self.examples]
         return "\n".join(lines) + "\n" + self.flags().help() + "\n"

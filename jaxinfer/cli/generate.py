@@ -18,7 +18,11 @@ def define(flags: Flags) -> None:
     prompt.define_template(flags)
     flags.switch("raw", "continue the text as it stands, also where the model has a chat template")
     sampling.define(flags)
-    flags.one("stream_window", INTEGER, "go on without end, remembering this many latest tokens and --sinks first ones")
+    flags.one(
+        "stream_window",
+        INTEGER,
+        "go on without end, remembering this many latest tokens and --sinks first ones",
+    )
     flags.one("sinks", INTEGER, "first tokens that are kept with --stream_window", Stream.sinks)
     model.define(flags)
     model.define_slots(flags)
@@ -40,7 +44,11 @@ def run(values: FlagValues) -> None:
             found = [chunk.completion for chunk in chunks if chunk.completion is not None]
             output.write_json(describe(sorted(found, key=lambda completion: completion.index)))
             return
-        echo = [] if prompt.wraps(values, loaded.tokenizer) else [p if isinstance(p, str) else "" for p in prompts]
+        echo = (
+            []
+            if prompt.wraps(values, loaded.tokenizer)
+            else [p if isinstance(p, str) else "" for p in prompts]
+        )
         echo = [text for text in echo for _ in range(params.n)]
         show(chunks, echo, len(prompts) * params.n, as_ids=loaded.tokenizer is None)
 
@@ -58,8 +66,12 @@ def _fields(completion: Completion) -> dict:
     return fields
 
 
-def show(chunks: Iterable[TextChunk], echo: list[str], count: int, as_ids: bool = False) -> list[Completion]:
-    """Write texts in order: one as it comes, those behind it when their turn is there; then a line about the speed."""
+def show(
+    chunks: Iterable[TextChunk], echo: list[str], count: int, as_ids: bool = False
+) -> list[Completion]:
+    """Write texts in order: one as it comes, those behind it when their turn is there; then a line
+    about the speed.
+    """
     waiting = [""] * count
     done: list[Completion | None] = [None] * count
     turn = 0

@@ -15,7 +15,11 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 def define(flags: Flags) -> None:
     flags.group("Model")
     model.define_name(flags)
-    flags.choice("dtype", "what the weights are loaded in, for the sizes; without it what loading here takes", DTYPES)
+    flags.choice(
+        "dtype",
+        "what the weights are loaded in, for the sizes; without it what loading here takes",
+        DTYPES,
+    )
     flags.group("Output")
     flags.switch("json", "one JSON object on stdout in place of a table")
 
@@ -43,17 +47,23 @@ def _words(found: dict) -> dict[str, str]:
         "family": f"{found['family']} ({found['architecture']})",
         "parameters": f"{found['parameters']:,}",
         "weights": f"{size(found['bytes'])} as {found.get('quantize') or found['dtype']}",
-        "stored": ", ".join(f"{size(count)} {kind}" for kind, count in found["stored_bytes"].items()),
+        "stored": ", ".join(
+            f"{size(count)} {kind}" for kind, count in found["stored_bytes"].items()
+        ),
         "kv cache": f"{size(found['kv_bytes_per_token'])} a token ({found['kv_dtype']})",
         "layers": str(found["layers"]),
         "width": f"{found['d_model']}, feed-forward {found['d_ff']}",
         "heads": f"{found['heads']} query, {found['kv_heads']} key-value, of {found['head_dim']}",
         "context": f"{found['context']:,} tokens",
-        "vocabulary": f"{found['vocabulary']:,}" + (", output head tied to the embedding" if found["tied"] else ""),
+        "vocabulary": f"{found['vocabulary']:,}"
+        + (", output head tied to the embedding" if found["tied"] else ""),
         "files": f"{len(files)}, {size(sum(files.values()))}",
     }
     if found["windows"]:
-        windows, windowed = ", ".join(map(str, found["windows"])), size(found["kv_windowed_bytes_per_token"])
+        windows, windowed = (
+            ", ".join(map(str, found["windows"])),
+            size(found["kv_windowed_bytes_per_token"]),
+        )
         rows["windows"] = f"{windows} tokens, in layers with {windowed} of the kv cache of a token"
     return rows
 

@@ -1,6 +1,8 @@
-"""`jaxinfer COMMAND ...`: finds the command, reads its flags, turns every outcome into an exit code.
+"""`jaxinfer COMMAND ...`: finds the command, reads its flags, turns every outcome into an exit
+code.
 
-0: done. 1: a wrong value, file or model. 2: a command line that cannot be understood. 130: Ctrl-C. 141: nobody reads.
+0: done. 1: a wrong value, file or model. 2: a command line that cannot be understood. 130: Ctrl-C.
+141: nobody reads.
 """
 
 import difflib
@@ -14,13 +16,21 @@ from jaxinfer.cli.flags import Command, UsageError
 from jaxinfer.version import __version__
 
 COMMANDS: dict[str, Command] = {
-    module.COMMAND.name: module.COMMAND for module in (generate, chat, score, perplexity, info, convert)
+    module.COMMAND.name: module.COMMAND
+    for module in (generate, chat, score, perplexity, info, convert)
 }
-ERRORS = (ValueError, OSError, RuntimeError, MemoryError)  # what input, files, devices and memory can cause
+ERRORS = (
+    ValueError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+)  # what input, files, devices and memory can cause
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program's name; None: the process's own). Returns the exit code."""
+    """Run one command line (without the program's name; None: the process's own). Returns the exit
+    code.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack a model's characters
@@ -62,7 +72,9 @@ def _execute(command: Command, argv: list[str]) -> int:
         else:
             command.run(values)
     except UsageError as error:
-        raise UsageError(f"{command.name}: {error}; jaxinfer {command.name} --help shows its flags") from error
+        raise UsageError(
+            f"{command.name}: {error}; jaxinfer {command.name} --help shows its flags"
+        ) from error
     except BrokenPipeError:
         raise
     except ERRORS as error:
@@ -76,7 +88,13 @@ def _find(word: str) -> Command:
     if word in COMMANDS:
         return COMMANDS[word]
     near = difflib.get_close_matches(word, COMMANDS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; flags come after a command" if word.startswith("-") else ""
+    hint = (
+        f"; did you mean {near[0]!r}?"
+        if near
+        else "; flags come after a command"
+        if word.startswith("-")
+        else ""
+    )
     raise UsageError(f"unknown command {word!r}{hint} (jaxinfer --help lists them)")
 
 
@@ -90,7 +108,9 @@ def _complain(error: BaseException, code: int) -> int:
 
 
 def _leave_stdout() -> None:
-    """Nobody reads our output any more: let what is buffered go nowhere, so that closing it does not complain."""
+    """Nobody reads our output any more: let what is buffered go nowhere, so that closing it does
+    not complain.
+    """
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):  # no file behind it

@@ -10,17 +10,27 @@ from jaxinfer.weights.loaded import DTYPES
 
 
 def define_name(flags: Flags) -> None:
-    flags.text("model", "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
-               "jaxinfer", form="FOLDER|ORG/NAME")  # fmt: skip
+    flags.text(
+        "model",
+        "a folder with a checkpoint, or a Hugging Face hub id; without it, the model that ships with "
+        "jaxinfer",
+        form="FOLDER|ORG/NAME",
+    )
 
 
 def define(flags: Flags) -> None:
     flags.group("Model")
     define_name(flags)
-    flags.choice("dtype", "of the weights; without it the checkpoint's own, and float32 on CPU", DTYPES)
+    flags.choice(
+        "dtype", "of the weights; without it the checkpoint's own, and float32 on CPU", DTYPES
+    )
     flags.choice("quantize", "round the weights while loading", METHODS)
     flags.text("mesh", "spread over several devices, like data=2,model=4", form="AXES")
-    flags.text("compile_cache", "where compiled programs are kept; without it ~/.cache/jaxinfer/xla", form="FOLDER")
+    flags.text(
+        "compile_cache",
+        "where compiled programs are kept; without it ~/.cache/jaxinfer/xla",
+        form="FOLDER",
+    )
 
 
 def define_slots(flags: Flags) -> None:
@@ -31,4 +41,6 @@ def read(values: FlagValues, **options) -> Model:
     """Load the model; ValueError or OSError says why it cannot be."""
     if values.compile_cache is not None:
         compile_cache.enable(values.compile_cache)
-    return load(values.model, dtype=values.dtype, mesh=values.mesh, quantize=values.quantize, **options)
+    return load(
+        values.model, dtype=values.dtype, mesh=values.mesh, quantize=values.quantize, **options
+    )

@@ -13,9 +13,14 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def write(text: str) -> None:
-    """Text on stdout, shown at once. On a terminal control characters become U+FFFD: models must not steer it."""
+    """Text on stdout, shown at once.
+
+    On a terminal control characters become U+FFFD: models must not steer it.
+    """
     if is_terminal(sys.stdout):
-        text = "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
+        text = "".join(
+            c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text
+        )
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -32,7 +37,10 @@ def note(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """The one machine-readable object, on one line. Numbers that JSON lacks (infinities, NaN) become null."""
+    """The one machine-readable object, on one line.
+
+    Numbers that JSON lacks (infinities, NaN) become null.
+    """
     sys.stdout.write(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 

@@ -14,9 +14,17 @@ WINDOW = 1024
 def define(flags: Flags) -> None:
     flags.group("Text")
     flags.text("file", "the text, UTF-8; - is standard input", form="FILE")
-    flags.one("window", INTEGER, f"tokens the model sees at once; without it {WINDOW}, or its context if less")
-    flags.one("stride", INTEGER, "tokens from one window's end to the next: less is slower and gives each token more "
-              "context; without it half a window")  # fmt: skip
+    flags.one(
+        "window",
+        INTEGER,
+        f"tokens the model sees at once; without it {WINDOW}, or its context if less",
+    )
+    flags.one(
+        "stride",
+        INTEGER,
+        "tokens from one window's end to the next: less is slower and gives each token more "
+        "context; without it half a window",
+    )
     model.define(flags)
     flags.group("Output")
     flags.switch("json", "one JSON object on stdout in place of a table")
@@ -38,11 +46,15 @@ def run(values: FlagValues) -> None:
     begun = "" if loaded.tokenizer is None else loaded.tokenizer.decode(ids[:1])
     windows = perplexity.windows(len(ids), window, stride)
     console = Console(stderr=True)
-    shown = track(windows, "scoring", console=console, transient=True, disable=not console.is_terminal)
+    shown = track(
+        windows, "scoring", console=console, transient=True, disable=not console.is_terminal
+    )
     found = perplexity.measure(
-        lambda part: [value or 0.0 for value in loaded.score(part)[0].logprobs], ids, shown,
+        lambda part: [value or 0.0 for value in loaded.score(part)[0].logprobs],
+        ids,
+        shown,
         size=len(text.encode()) - len(begun.encode()),
-    )  # fmt: skip
+    )
     described = {
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,
@@ -54,7 +66,12 @@ def run(values: FlagValues) -> None:
     if values.json:
         output.write_json(described)
     else:
-        output.table({name: f"{value:.4f}" if isinstance(value, float) else value for name, value in described.items()})
+        output.table(
+            {
+                name: f"{value:.4f}" if isinstance(value, float) else value
+                for name, value in described.items()
+            }
+        )
 
 
 COMMAND = Command(

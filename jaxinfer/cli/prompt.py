@@ -21,12 +21,21 @@ def define(flags: Flags) -> None:
     flags.group("Prompt")
     flags.many("prompt", TEXT, "the text")
     flags.text("prompt_file", "a file that holds the text; - is standard input", form="FILE")
-    flags.one("token_ids", IDS, "token ids in place of text, like 1,2,3; works without a tokenizer", form="IDS")
+    flags.one(
+        "token_ids",
+        IDS,
+        "token ids in place of text, like 1,2,3; works without a tokenizer",
+        form="IDS",
+    )
 
 
 def define_template(flags: Flags) -> None:
-    flags.text("chat_template", "the chat template: one of the model's by name, a jinja file, jinja source, or 'plain' "
-               "(User: ... Assistant: ...)", form="NAME|FILE")  # fmt: skip
+    flags.text(
+        "chat_template",
+        "the chat template: one of the model's by name, a jinja file, jinja source, or 'plain' "
+        "(User: ... Assistant: ...)",
+        form="NAME|FILE",
+    )
 
 
 def read(values: FlagValues) -> list[str | tuple[int, ...]]:
@@ -63,7 +72,9 @@ def template(values: FlagValues, tokenizer: Tokenizer) -> dict[str, str]:
     if Path(wanted).is_file():
         return {"template": read_text(wanted)}
     names = ", ".join([*tokenizer.chat_templates, "plain"])
-    raise ValueError(f"--chat_template needs a name among {names}, a file, or jinja source, got {wanted!r}")
+    raise ValueError(
+        f"--chat_template needs a name among {names}, a file, or jinja source, got {wanted!r}"
+    )
 
 
 def wraps(values: FlagValues, tokenizer: Tokenizer | None) -> bool:
@@ -73,8 +84,12 @@ def wraps(values: FlagValues, tokenizer: Tokenizer | None) -> bool:
     return values.chat_template is not None or "default" in tokenizer.chat_templates
 
 
-def encode(values: FlagValues, model: Model, prompts: list[str | tuple[int, ...]]) -> list[list[int]]:
-    """Token ids of prompts; texts are wrapped as the user's turn where the model has a chat template, unless --raw."""
+def encode(
+    values: FlagValues, model: Model, prompts: list[str | tuple[int, ...]]
+) -> list[list[int]]:
+    """Token ids of prompts; texts are wrapped as the user's turn where the model has a chat
+    template, unless --raw.
+    """
     tokenizer = model.tokenizer
     if tokenizer is None or not wraps(values, tokenizer):
         return [model.encode(prompt) for prompt in prompts]

@@ -36,7 +36,8 @@ FORMS = {
     "bad_word_ids": (IDS, "IDS"),
     "logit_bias": (BIAS, "ID:BIAS"),
 }
-# At a shell, text that reads well is wanted; the library's defaults are the model's own distribution.
+# At a shell, text that reads well is wanted; the library's defaults are the model's own
+# distribution.
 DEFAULTS = {"temperature": 0.7, "top_p": 0.95}
 
 

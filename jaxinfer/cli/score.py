@@ -12,7 +12,12 @@ from jaxinfer.cli.flags import Command, Flags
 from jaxinfer.model import Model, Scored
 from jaxinfer.tokenizer import Tokenizer
 
-SHADES = ((math.log(0.5), "green"), (math.log(0.1), "yellow"), (math.log(0.01), "dark_orange"), (-math.inf, "red"))
+SHADES = (
+    (math.log(0.5), "green"),
+    (math.log(0.1), "yellow"),
+    (math.log(0.01), "dark_orange"),
+    (-math.inf, "red"),
+)
 
 
 def define(flags: Flags) -> None:
@@ -28,7 +33,9 @@ def run(values: FlagValues) -> None:
     scored = loaded.score(prompts)
     if values.json:
         described = [describe(one) for one in scored]
-        output.write_json(described[0] if len(described) == 1 else {**described[0], "scores": described})
+        output.write_json(
+            described[0] if len(described) == 1 else {**described[0], "scores": described}
+        )
         return
     for one in scored:
         _show(loaded, one)
@@ -36,7 +43,11 @@ def run(values: FlagValues) -> None:
 
 def describe(scored: Scored) -> dict:
     """token_ids and logprobs, one a token, None for the first, and their mean."""
-    return {"token_ids": scored.token_ids, "logprobs": scored.logprobs, "mean_logprob": mean(scored)}
+    return {
+        "token_ids": scored.token_ids,
+        "logprobs": scored.logprobs,
+        "mean_logprob": mean(scored),
+    }
 
 
 def mean(scored: Scored) -> float | None:
@@ -50,11 +61,16 @@ def _show(loaded: Model, scored: Scored) -> None:
     if output.is_terminal(sys.stdout) and loaded.tokenizer is not None:
         Console().print(_coloured(texts, scored), soft_wrap=True)
     rows = zip(scored.token_ids, scored.logprobs, texts, strict=True)
-    lines = [f"{token}\t{'' if value is None else f'{value:.4f}'}\t{text!r}\n" for token, value, text in rows]
+    lines = [
+        f"{token}\t{'' if value is None else f'{value:.4f}'}\t{text!r}\n"
+        for token, value, text in rows
+    ]
     output.write("token\tlogprob\ttext\n" + "".join(lines))
     average = mean(scored)
     if average is not None:
-        output.note(f"{len(texts)} tokens, mean log-probability {average:.4f}, perplexity {math.exp(-average):.4g}")
+        output.note(
+            f"{len(texts)} tokens, mean log-probability {average:.4f}, perplexity {math.exp(-average):.4g}"
+        )
 
 
 def piece(tokenizer: Tokenizer | None, token: int) -> str:
@@ -66,7 +82,9 @@ def _coloured(texts: list[str], scored: Scored) -> Text:
     line = Text()
     for text, value in zip(texts, scored.logprobs, strict=True):
         colour = "dim" if value is None else next(name for least, name in SHADES if value >= least)
-        line.append("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text), style=colour)
+        line.append(
+            "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text), style=colour
+        )
     return line
 
 

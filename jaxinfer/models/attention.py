@@ -19,7 +19,9 @@ from pallas_kernels.ragged_attention import ragged_attention
 
 @struct.dataclass
 class Attention:
-    """qkv: shard after shard, each its own q, k and v heads. q_norm, k_norm: [H], or all heads together."""
+    """qkv: shard after shard, each its own q, k and v heads. q_norm, k_norm: [H], or all heads
+    together.
+    """
 
     qkv: Linear
     out: Linear
@@ -46,7 +48,8 @@ def layout(config: ModelConfig, shards: int, name: str) -> Attention:
     D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
     held = held_kv_heads(config, shards)
     repeat = held // K
-    # rows of the canonical k or v that each shard holds: whole heads, one repeated where shards outnumber heads
+    # rows of the canonical k or v that each shard holds: whole heads, one repeated where shards
+    # outnumber heads
     heads = [[h // repeat for h in range(*r)] for r in split(held, shards)]
     kv_rows = [(h[0] * H, (h[-1] + 1) * H) for h in heads]
     rows = {"q": split(N * H, shards), "k": kv_rows, "v": kv_rows}
@@ -74,9 +77,16 @@ def layout(config: ModelConfig, shards: int, name: str) -> Attention:
 
 
 def attention(
-    x: jax.Array, p: Attention, config: ModelConfig, layer: LayerConfig, batch: Ragged,
-    pages: kv.Pages | None, ring: kv.Ring | None, pages_of: jax.Array | None, shards: int,
-) -> tuple[jax.Array, kv.Pages | None]:  # fmt: skip
+    x: jax.Array,
+    p: Attention,
+    config: ModelConfig,
+    layer: LayerConfig,
+    batch: Ragged,
+    pages: kv.Pages | None,
+    ring: kv.Ring | None,
+    pages_of: jax.Array | None,
+    shards: int,
+) -> tuple[jax.Array, kv.Pages | None]:
     """x [T, D] -> ([T, D], the layer's pages with the new keys and values).
 
     pages None: whole sequences, nothing kept. pages_of: the page table of the batch's rows.
@@ -105,10 +115,22 @@ def attention(
     else:
         pages = _store(pages, ring, pages_of, k, v, batch)
         out = ragged_attention(
-            q, pages.k, pages.v, pages_of, batch.starts, batch.counts, batch.lengths, capacity=ring.capacity,
-            window=ring.window, sinks=ring.sinks, q_far=q_far, max_count=batch.max_count,
-            span=batch.span or ring.capacity, packed=batch.packed, **rules,
-        )  # fmt: skip
+            q,
+            pages.k,
+            pages.v,
+            pages_of,
+            batch.starts,
+            batch.counts,
+            batch.lengths,
+            capacity=ring.capacity,
+            window=ring.window,
+            sinks=ring.sinks,
+            q_far=q_far,
+            max_count=batch.max_count,
+            span=batch.span or ring.capacity,
+            packed=batch.packed,
+            **rules,
+        )
     out = constrain(out.reshape(T, N * H), tokens + "N")
     return constrain(linear(out, p.out), tokens + "."), pages
 
@@ -118,17 +140,23 @@ def _store(pages, ring, pages_of, k, v, batch):
         return kv.write(pages, ring, pages_of, k, v, batch.positions, batch.rows)
     B, T = batch.lengths.shape[0], batch.max_count
     shape = (B, T, *k.shape[1:])
-    return kv.write(pages, ring, None, k.reshape(shape), v.reshape(shape), batch.positions.reshape(B, T), None)
+    return kv.write(
+        pages, ring, None, k.reshape(shape), v.reshape(shape), batch.positions.reshape(B, T), None
+    )
 
 
 def _stream_table(layer, batch, ring):
-    """The rotation with which queries meet the sinks: at the place they have inside the buffer (StreamingLLM)."""
+    """The rotation with which queries meet the sinks: at the place they have inside the buffer
+    (StreamingLLM).
+    """
     inside = jnp.minimum(batch.positions, ring.sinks + ring.window - 1)
     return table(layer.rope, inside, _reach(batch))
 
 
 def _reach(batch):
-    """The reach of each token's row, [T]; where T is a rectangle, without a gather (which shards would pay for)."""
+    """The reach of each token's row, [T]; where T is a rectangle, without a gather (which shards
+    would pay for).
+    """
     return batch.reach[batch.rows] if batch.packed else jnp.repeat(batch.reach, batch.max_count)
 
 
@@ -138,4 +166,6 @@ def _normalize(x, p, config):
     if config.qk_norm == "head":
         return rms(x, p.scale, config.norm_eps, config.norm_offset)
     T, heads, H = x.shape
-    return rms(x.reshape(T, heads * H), p.scale, config.norm_eps, config.norm_offset).reshape(T, heads, H)
+    return rms(x.reshape(T, heads * H), p.scale, config.norm_eps, config.norm_offset).reshape(
+        T, heads, H
+    )

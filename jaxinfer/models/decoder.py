@@ -1,6 +1,8 @@
-"""The decoder trunk: parameters, their layout, and the forward pass, as pure functions over frozen pytrees.
+"""The decoder trunk: parameters, their layout, and the forward pass, as pure functions over frozen
+pytrees.
 
-One trunk serves every family; what differs is data in `ModelConfig`. It knows nothing of requests, files or engines.
+One trunk serves every family; what differs is data in `ModelConfig`. It knows nothing of requests,
+files or engines.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,10 @@ from pallas_kernels.backend import platform
 
 @struct.dataclass
 class Layer:
-    """One layer. pre norms precede a sublayer, post norms follow it; None where the family has none."""
+    """One layer.
+
+    pre norms precede a sublayer, post norms follow it; None where the family has none.
+    """
 
     attention: attention.Attention
     mlp: mlp.MLP
@@ -35,7 +40,8 @@ class Layer:
 
 
 class Params(struct.PyTreeNode):
-    """embed [V', D], V' the vocabulary padded to the shards; positions [P, D] or None; unembed None where tied.
+    """embed [V', D], V' the vocabulary padded to the shards; positions [P, D] or None; unembed None
+    where tied.
 
     shards: into how many parts the fused matrices are laid out (static).
     """
@@ -59,8 +65,13 @@ def layout(config: ModelConfig, shards: int = 1) -> Params:
 
     return Params(
         embed=vocabulary("embed"),
-        positions=whole("positions", (config.learned_positions, D), "..") if config.learned_positions else None,
-        layers=tuple(_layer_layout(config, layer, shards, f"layers.{i}") for i, layer in enumerate(config.layers)),
+        positions=whole("positions", (config.learned_positions, D), "..")
+        if config.learned_positions
+        else None,
+        layers=tuple(
+            _layer_layout(config, layer, shards, f"layers.{i}")
+            for i, layer in enumerate(config.layers)
+        ),
         norm=_norm_layout(config, "norm"),
         unembed=None if config.tied else vocabulary("unembed"),
         shards=shards,
@@ -133,11 +144,15 @@ def canonical(config: ModelConfig, params: Params) -> dict[str, jax.Array]:
             if piece.name is not None:
                 found.setdefault(piece.name, {})[piece.start] = value[at : at + rows]
             at += rows
-    return {name: jnp.concatenate([parts[s] for s in sorted(parts)]) for name, parts in found.items()}
+    return {
+        name: jnp.concatenate([parts[s] for s in sorted(parts)]) for name, parts in found.items()
+    }
 
 
 def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, shards: int = 1) -> Params:
-    """Random parameters: normal with deviation fan_in^-1/2 (embeddings 0.02), norms at one, biases at zero."""
+    """Random parameters: normal with deviation fan_in^-1/2 (embeddings 0.02), norms at one, biases
+    at zero.
+    """
     tensors = {}
     for i, (name, shape) in enumerate(sorted(canonical_shapes(config).items())):
         if name.endswith(".scale"):
@@ -153,10 +168,14 @@ def init(config: ModelConfig, key: jax.Array, dtype=jnp.float32, shards: int = 1
 def prepare(params: Params) -> Params:
     """The same parameters in the form that runs fastest where they are; do it once, before serving.
 
-    On CPU a bfloat16 embedding is kept once more in float32 for looking tokens up: XLA would widen the whole table at
-    every call.
+    On CPU a bfloat16 embedding is kept once more in float32 for looking tokens up: XLA would widen
+    the whole table at every call.
     """
-    if platform() != "cpu" or isinstance(params.embed, quantize.QTensor) or params.embed.dtype != jnp.bfloat16:
+    if (
+        platform() != "cpu"
+        or isinstance(params.embed, quantize.QTensor)
+        or params.embed.dtype != jnp.bfloat16
+    ):
         return params
     unembed = params.embed if params.unembed is None else params.unembed
     return params.replace(embed=params.embed.astype(jnp.float32), unembed=unembed)
@@ -175,7 +194,8 @@ def forward(
 def forward(
     params: Params, config: ModelConfig, batch: Ragged, cache: Cache | None = None
 ) -> tuple[jax.Array, Cache | None]:
-    """The hidden state of every token after the last norm, [T, D], and the cache with the new tokens written.
+    """The hidden state of every token after the last norm, [T, D], and the cache with the new
+    tokens written.
 
     Without a cache the batch must be whole sequences (`ragged.rectangle` with before = 0).
     """
@@ -209,7 +229,9 @@ def _layer(x, p, config, layer, batch, cache, index, shards):
             pages_of = batch.slots[:, None] if pages_of is None else pages_of[batch.slots]
     y = x if p.pre_attention is None else norm(x, p.pre_attention, config)
     with jax.named_scope("attention"):
-        y, pages = attention.attention(y, p.attention, config, layer, batch, pages, ring, pages_of, shards)
+        y, pages = attention.attention(
+            y, p.attention, config, layer, batch, pages, ring, pages_of, shards
+        )
     x = _residual(x, y, p.post_attention, config)
     y = x if p.pre_mlp is None else norm(x, p.pre_mlp, config)
     with jax.named_scope("mlp"):

@@ -1,4 +1,6 @@
-"""What a family file supplies: how to read its `config.json`, and where its tensors lie in a checkpoint."""
+"""What a family file supplies: how to read its `config.json`, and where its tensors lie in a
+checkpoint.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,10 +10,11 @@ from jaxinfer.config import ModelConfig
 
 @dataclass(frozen=True)
 class Source:
-    """Where a canonical tensor `[out, in]` (or `[n]`) lies: rows first .. of the file's tensor `name`.
+    """Where a canonical tensor `[out, in]` (or `[n]`) lies: rows first .. of the file's tensor
+    `name`.
 
-    transposed: the file holds `[in, out]` (GPT-2), rows counted along its second axis. rows: how many rows the file's
-    tensor has in all (None: as many as the canonical one), for fused tensors.
+    transposed: the file holds `[in, out]` (GPT-2), rows counted along its second axis. rows: how
+    many rows the file's tensor has in all (None: as many as the canonical one), for fused tensors.
     """
 
     name: str
@@ -22,10 +25,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Family:
-    """architectures: the names in `config.json`. read: the parsed file -> ModelConfig. tensors: canonical -> Source.
+    """architectures: the names in `config.json`. read: the parsed file -> ModelConfig. tensors:
+    canonical -> Source.
 
-    ignored: file tensors that may be present and are not parameters (suffixes). foreign: those of other modalities
-    than text, which are not read (prefixes).
+    ignored: file tensors that may be present and are not parameters (suffixes). foreign: those of
+    other modalities than text, which are not read (prefixes).
     """
 
     name: str
@@ -43,5 +47,7 @@ class Family:
 def require(hf: Mapping, key: str):
     """hf[key], or a ValueError that names what is missing."""
     if key not in hf:
-        raise ValueError(f"config.json of a {hf.get('model_type', '?')!r} model needs {key!r}, got keys {sorted(hf)}")
+        raise ValueError(
+            f"config.json of a {hf.get('model_type', '?')!r} model needs {key!r}, got keys {sorted(hf)}"
+        )
     return hf[key]

@@ -1,4 +1,7 @@
-"""GPT-2 (Radford et al. 2019): learned positions, fused q, k, v, and matrices stored `[in, out]`."""
+"""GPT-2 (Radford et al.
+
+2019): learned positions, fused q, k, v, and matrices stored `[in, out]`.
+"""
 
 from collections.abc import Mapping
 

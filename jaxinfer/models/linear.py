@@ -1,7 +1,8 @@
 """A linear map with weights stored `[out, in]`, and how such weights are laid out over shards.
 
-A `Leaf` describes one parameter before it exists: its shape, the letters of its axes, and which rows of which canonical
-tensors make it up. The same description gives random parameters, loading, saving and shardings.
+A `Leaf` describes one parameter before it exists: its shape, the letters of its axes, and which
+rows of which canonical tensors make it up. The same description gives random parameters, loading,
+saving and shardings.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter: its shape, the letters of its axes, and the pieces that follow each other along axis 0.
+    """One parameter: its shape, the letters of its axes, and the pieces that follow each other
+    along axis 0.
 
     quantizable: whether a quantization method may replace it.
     """
@@ -54,14 +56,18 @@ class Leaf:
 
 
 def whole(name: str, shape: tuple[int, ...], letters: str, quantizable: bool = False) -> Any:
-    """The `Leaf` of a parameter that is one canonical tensor (typed Any: it stands in an array's place)."""
+    """The `Leaf` of a parameter that is one canonical tensor (typed Any: it stands in an array's
+    place).
+    """
     return Leaf(shape, letters, (Piece(name, 0, shape[0]),), quantizable)
 
 
 def fused(parts: list[tuple[str, list[tuple[int, int]]]], columns: int | None, letters: str) -> Any:
-    """Several tensors fused per shard: shard m holds rows parts[0][1][m] of the first, then those of the second, ...
+    """Several tensors fused per shard: shard m holds rows parts[0][1][m] of the first, then those
+    of the second, ...
 
-    Each part is (canonical name, [(start, stop) of shard 0, of shard 1, ...]); columns None: a vector.
+    Each part is (canonical name, [(start, stop) of shard 0, of shard 1, ...]); columns None: a
+    vector.
     """
     shards = len(parts[0][1])
     pieces = tuple(Piece(name, *ranges[m]) for m in range(shards) for name, ranges in parts)

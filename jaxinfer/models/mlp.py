@@ -27,11 +27,15 @@ def layout(config: ModelConfig, shards: int, name: str) -> MLP:
     """The description (`Leaf`s) of one MLP, canonical tensors named under `name`."""
     D, F = config.d_model, config.d_ff
     if F % shards:
-        raise ValueError(f"tensor parallelism over {shards} shards needs d_ff to be a multiple, got {F}")
+        raise ValueError(
+            f"tensor parallelism over {shards} shards needs d_ff to be a multiple, got {F}"
+        )
     parts = ("gate", "up") if config.gated else ("up",)
 
     def up(leaf, columns, letters):
-        return fused([(f"{name}.{part}.{leaf}", split(F, shards)) for part in parts], columns, letters)
+        return fused(
+            [(f"{name}.{part}.{leaf}", split(F, shards)) for part in parts], columns, letters
+        )
 
     return MLP(
         up=Linear(up("w", D, "F."), up("b", None, "F") if config.mlp_bias else None),

@@ -17,7 +17,10 @@ def _plain(rope: Rope) -> np.ndarray:
 
 
 def _yarn(rope: Rope) -> np.ndarray:
-    """YaRN (Peng et al. 2023, section 3.2): interpolate slow dimensions, keep fast ones, ramp between."""
+    """YaRN (Peng et al.
+
+    2023, section 3.2): interpolate slow dimensions, keep fast ones, ramp between.
+    """
 
     def dimension(rotations):
         ratio = rope.original_max_position / (rotations * 2 * math.pi)
@@ -46,7 +49,8 @@ def _llama3(rope: Rope) -> np.ndarray:
 
 
 def frequencies(rope: Rope, reach: jax.Array) -> jax.Array:
-    """Inverse frequencies [T, rotary_dim / 2] float32, given how far each token's sequence reaches (reach [T]).
+    """Inverse frequencies [T, rotary_dim / 2] float32, given how far each token's sequence reaches
+    (reach [T]).
 
     Only "dynamic" (NTK-aware, by length) and "longrope" depend on the reach.
     """
@@ -54,7 +58,9 @@ def frequencies(rope: Rope, reach: jax.Array) -> jax.Array:
     if rope.scaling == "longrope":
         short, long = (_plain(rope) / np.asarray(f) for f in (rope.short_factor, rope.long_factor))
         far = (reach > rope.original_max_position)[:, None]
-        return jnp.where(far, jnp.asarray(long, jnp.float32)[None], jnp.asarray(short, jnp.float32)[None])
+        return jnp.where(
+            far, jnp.asarray(long, jnp.float32)[None], jnp.asarray(short, jnp.float32)[None]
+        )
     if rope.scaling == "dynamic":
         old = rope.original_max_position
         length = jnp.maximum(reach, old).astype(jnp.float32)[:, None]
@@ -69,7 +75,9 @@ def frequencies(rope: Rope, reach: jax.Array) -> jax.Array:
 
 
 def table(rope: Rope, positions: jax.Array, reach: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, each [T, rotary_dim / 2] float32, for positions [T]; reach [T]: see `frequencies`."""
+    """cos and sin, each [T, rotary_dim / 2] float32, for positions [T]; reach [T]: see
+    `frequencies`.
+    """
     angle = positions.astype(jnp.float32)[:, None] * frequencies(rope, reach)
     return jnp.cos(angle) * rope.attention_factor, jnp.sin(angle) * rope.attention_factor
 

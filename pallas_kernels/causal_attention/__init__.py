@@ -24,11 +24,13 @@ def causal_attention(
     softcap: float | None = None,
     backend: str | None = None,
 ) -> jax.Array:
-    """softmax(scale q k^T) v where position t of a row sees its positions max(0, t - window + 1) .. t.
+    """softmax(scale q k^T) v where position t of a row sees its positions max(0, t - window + 1) ..
+    t.
 
-    q [B, T, N, H]; k, v [B, T, K, H] with N a multiple of K; lengths [B]: keys at or past a row's length are never
-    seen (outputs there are unspecified but finite). Returns [B, T, N, H]. Differentiable. A named `backend` never
-    falls back: it raises NotImplementedError for what it cannot do.
+    q [B, T, N, H]; k, v [B, T, K, H] with N a multiple of K; lengths [B]: keys at or past a row's
+    length are never seen (outputs there are unspecified but finite). Returns [B, T, N, H].
+    Differentiable. A named `backend` never falls back: it raises NotImplementedError for what it
+    cannot do.
     """
     if q.ndim != 4 or k.shape != v.shape or q.shape[2] % k.shape[2]:
         raise ValueError(

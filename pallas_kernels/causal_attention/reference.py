@@ -14,7 +14,9 @@ def causal_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    """q [B, T, N, H], k and v [B, T, K, H], lengths [B] -> [B, T, N, H]; see the package's function."""
+    """q [B, T, N, H], k and v [B, T, K, H], lengths [B] -> [B, T, N, H]; see the package's
+    function.
+    """
     B, T, N, H = q.shape
     K = k.shape[2]
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))

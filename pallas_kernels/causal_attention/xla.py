@@ -30,5 +30,7 @@ def causal_attention(q, k, v, lengths, *, scale, window=None, softcap=None):
     else:
         remat = jax.checkpoint(block, static_argnums=(1, 2))
         firsts = range(0, T, BLOCK)
-        out = jnp.concatenate([remat(q[:, i : i + BLOCK], i, min(i + BLOCK, T)) for i in firsts], axis=1)
+        out = jnp.concatenate(
+            [remat(q[:, i : i + BLOCK], i, min(i + BLOCK, T)) for i in firsts], axis=1
+        )
     return out.reshape(B, T, N, H)

@@ -1,4 +1,6 @@
-"""Attention of new tokens against a paged ring cache: prefill, chunked prefill and decode are one operation."""
+"""Attention of new tokens against a paged ring cache: prefill, chunked prefill and decode are one
+operation.
+"""
 
 import jax
 
@@ -30,14 +32,16 @@ def ragged_attention(
 ) -> jax.Array:
     """Each row's new queries see the keys of their own sequence that the ring holds, causally.
 
-    q [T, N, H]: the new tokens of all rows; row b's lie at starts[b] .. starts[b] + counts[b] (int32 [B]) and take the
-    last counts[b] positions of its lengths[b] (int32 [B], new tokens included; their keys are already written).
-    k_pages, v_pages [P, K, page_size, H]; table [B, pages] int32 names each row's pages in order, None means row b owns
-    page b (page_size >= capacity). Position p lies in slot `ring.slot_of(p, capacity, sinks)`.
-    A query sees positions p <= its own with distance < window, and always p < sinks; those first ones meet q_far
-    [T, N, H] in place of q if given.
-    Static: max_count >= counts; span: slots read per row, >= min(max(lengths), capacity); packed: False promises
-    T = B * max_count with starts[b] = b * max_count. Returns [T, N, H]; padding is finite.
+    q [T, N, H]: the new tokens of all rows; row b's lie at starts[b] .. starts[b] + counts[b]
+    (int32 [B]) and take the last counts[b] positions of its lengths[b] (int32 [B], new tokens
+    included; their keys are already written). k_pages, v_pages [P, K, page_size, H]; table [B,
+    pages] int32 names each row's pages in order, None means row b owns page b (page_size >=
+    capacity). Position p lies in slot `ring.slot_of(p, capacity, sinks)`. A query sees positions p
+    <= its own with distance < window, and always p < sinks; those first ones meet q_far [T, N, H]
+    in place of q if given.
+    Static: max_count >= counts; span: slots read per row, >= min(max(lengths), capacity); packed:
+    False promises T = B * max_count with starts[b] = b * max_count. Returns [T, N, H]; padding is
+    finite.
     """
     if q.ndim != 3 or k_pages.shape != v_pages.shape or q.shape[1] % k_pages.shape[1]:
         raise ValueError(
@@ -45,8 +49,24 @@ def ragged_attention(
             f"{q.shape=}, {k_pages.shape=}, {v_pages.shape=}"
         )
     if not packed and q.shape[0] != lengths.shape[0] * max_count:
-        raise ValueError(f"packed=False needs T = B * max_count, got {q.shape=}, {lengths.shape=}, {max_count=}")
+        raise ValueError(
+            f"packed=False needs T = B * max_count, got {q.shape=}, {lengths.shape=}, {max_count=}"
+        )
     return BACKENDS[backend or "xla"](
-        q, k_pages, v_pages, table, starts, counts, lengths, capacity=capacity, scale=scale, window=window,
-        softcap=softcap, sinks=sinks, q_far=q_far, max_count=max_count, span=min(span, capacity), packed=packed,
-    )  # fmt: skip
+        q,
+        k_pages,
+        v_pages,
+        table,
+        starts,
+        counts,
+        lengths,
+        capacity=capacity,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        q_far=q_far,
+        max_count=max_count,
+        span=min(span, capacity),
+        packed=packed,
+    )

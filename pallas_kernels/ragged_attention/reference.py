@@ -1,13 +1,30 @@
-"""Ragged paged ring attention, a token at a time in numpy: the specification. Slow, and meant to be read."""
+"""Ragged paged ring attention, a token at a time in numpy: the specification. Slow, and meant to be
+read.
+"""
 
 import numpy as np
 
 
 def ragged_attention(
-    q, k_pages, v_pages, table, starts, counts, lengths, *, capacity, scale, window=None, softcap=None,
-    sinks=0, q_far=None,
-):  # fmt: skip
-    """Shapes as the package's function; concrete arrays only. Returns [T, N, H] float32 (padding is zero)."""
+    q,
+    k_pages,
+    v_pages,
+    table,
+    starts,
+    counts,
+    lengths,
+    *,
+    capacity,
+    scale,
+    window=None,
+    softcap=None,
+    sinks=0,
+    q_far=None,
+):
+    """Shapes as the package's function; concrete arrays only.
+
+    Returns [T, N, H] float32 (padding is zero).
+    """
     T, N, H = q.shape
     P, K, page_size, _ = k_pages.shape
     q, k_pages, v_pages = (np.asarray(x, np.float32) for x in (q, k_pages, v_pages))

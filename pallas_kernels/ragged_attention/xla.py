@@ -1,6 +1,8 @@
-"""Ragged paged ring attention through XLA: gather the pages of each row, then masked dense attention.
+"""Ragged paged ring attention through XLA: gather the pages of each row, then masked dense
+attention.
 
-Reads `span` slots a row, not the capacity. With `table=None` nothing is gathered: row b owns page b.
+Reads `span` slots a row, not the capacity. With `table=None` nothing is gathered: row b owns page
+b.
 """
 
 import jax.numpy as jnp
@@ -10,9 +12,24 @@ from pallas_kernels.ring import position_of
 
 
 def ragged_attention(
-    q, k_pages, v_pages, table, starts, counts, lengths, *, capacity, scale, window=None, softcap=None,
-    sinks=0, q_far=None, max_count, span, packed,
-):  # fmt: skip
+    q,
+    k_pages,
+    v_pages,
+    table,
+    starts,
+    counts,
+    lengths,
+    *,
+    capacity,
+    scale,
+    window=None,
+    softcap=None,
+    sinks=0,
+    q_far=None,
+    max_count,
+    span,
+    packed,
+):
     """Shapes as the package's function."""
     T, N, H = q.shape
     P, K, page_size, _ = k_pages.shape
@@ -25,16 +42,24 @@ def ragged_attention(
     seen = (key >= 0) & (key <= query) & (index[None] < counts[:, None])[:, :, None]
     if window is not None:
         seen &= (query - key < window) | (key < sinks)
-    take = jnp.minimum(starts[:, None] + index[None], T - 1)  # [B, max_count]: where row b's queries lie
+    take = jnp.minimum(
+        starts[:, None] + index[None], T - 1
+    )  # [B, max_count]: where row b's queries lie
 
     def rectangle(x):
         x = x[take] if packed else x.reshape(B, max_count, N, H)
         return x.reshape(B, max_count, K, N // K, H)
 
     out = attend(
-        rectangle(q), k, v, seen, scale=scale, softcap=softcap,
-        q_far=None if q_far is None else rectangle(q_far), far=slots < sinks,
-    ).reshape(B, max_count, N, H)  # fmt: skip
+        rectangle(q),
+        k,
+        v,
+        seen,
+        scale=scale,
+        softcap=softcap,
+        q_far=None if q_far is None else rectangle(q_far),
+        far=slots < sinks,
+    ).reshape(B, max_count, N, H)
     if not packed:
         return out.reshape(T, N, H)
     put = jnp.where(index[None] < counts[:, None], take, T)  # T: out of bounds, dropped

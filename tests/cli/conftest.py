@@ -67,7 +67,10 @@ def folder(tmp_path_factory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=331, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=331,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(Path(__file__).read_text().splitlines(), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -75,9 +78,17 @@ def folder(tmp_path_factory) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=331, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=1, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=331,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -96,7 +107,9 @@ def base(folder, tmp_path_factory) -> Path:
     """The same model without a chat template."""
     base = tmp_path_factory.mktemp("base")
     shutil.copytree(folder, base, dirs_exist_ok=True)
-    (base / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": "<s>", "eos_token": "</s>"})
+    )
     return base
 
 

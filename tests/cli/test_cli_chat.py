@@ -24,7 +24,9 @@ def say(run, monkeypatch):
 def test_a_conversation_is_that_of_the_library(say, folder, model, tmp_path):
     file = tmp_path / "talk.json"
     ran = say(
-        ["hello", "", "and again", f"/save {file}", "/exit", "not read"], f"--model={folder}", "--system=be brief"
+        ["hello", "", "and again", f"/save {file}", "/exit", "not read"],
+        f"--model={folder}",
+        "--system=be brief",
     )
     messages, texts = [{"role": "system", "content": "be brief"}], []
     for words in ("hello", "and again"):
@@ -53,14 +55,32 @@ def test_a_turn_reads_only_what_is_new(say, folder, monkeypatch):
 
 def test_commands(say, folder, tmp_path):
     file = tmp_path / "talk.json"
-    lines = ["one", "/system be kind", "/help", "/foo", "/save", f"/save {tmp_path}", '"""', "two", "three", '"""']
+    lines = [
+        "one",
+        "/system be kind",
+        "/help",
+        "/foo",
+        "/save",
+        f"/save {tmp_path}",
+        '"""',
+        "two",
+        "three",
+        '"""',
+    ]
     ran = say([*lines, f"/save {file}", "/reset", f"/save {file}.new"], f"--model={folder}")
     assert ran.code == 0
     messages = json.loads(file.read_text())
     assert [m["role"] for m in messages] == ["system", "user", "assistant"]
     assert messages[1]["content"] == "two\nthree"
-    assert json.loads((tmp_path / "talk.json.new").read_text()) == [{"role": "system", "content": "be kind"}]
-    for words in ("/reset  ", "unknown command '/foo'", "/save needs a file name", f"cannot write {tmp_path}"):
+    assert json.loads((tmp_path / "talk.json.new").read_text()) == [
+        {"role": "system", "content": "be kind"}
+    ]
+    for words in (
+        "/reset  ",
+        "unknown command '/foo'",
+        "/save needs a file name",
+        f"cannot write {tmp_path}",
+    ):
         assert words in ran.err
 
 

@@ -7,13 +7,18 @@ from safetensors.numpy import load_file
 
 
 def greedy(run, folder):
-    return run("generate", f"--model={folder}", "hello", "--temperature=0", "--max_new_tokens=10", "--json").json
+    return run(
+        "generate", f"--model={folder}", "hello", "--temperature=0", "--max_new_tokens=10", "--json"
+    ).json
 
 
 def test_there_and_back_is_the_same_checkpoint(run, folder, tmp_path):
     there, back = tmp_path / "orbax", tmp_path / "back"
     assert run("convert", folder, there, "--json").json["layout"] == "orbax"
-    assert run("info", there, "--json").json["parameters"] == run("info", folder, "--json").json["parameters"]
+    assert (
+        run("info", there, "--json").json["parameters"]
+        == run("info", folder, "--json").json["parameters"]
+    )
     assert run("convert", f"--model={there}", f"--output={back}").code == 0
     before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
     assert before.keys() == after.keys()

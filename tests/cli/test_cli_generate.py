@@ -17,7 +17,16 @@ SHORT = "--max_new_tokens=12"
 
 
 def test_greedy_json_is_what_the_model_generates(run, folder, model):
-    found = run("generate", f"--model={folder}", "--raw", "--prompt", PROMPT, "--temperature=0", SHORT, "--json").json
+    found = run(
+        "generate",
+        f"--model={folder}",
+        "--raw",
+        "--prompt",
+        PROMPT,
+        "--temperature=0",
+        SHORT,
+        "--json",
+    ).json
     (expected,) = model.generate(PROMPT, temperature=0, max_new_tokens=12)
     assert found["prompt_token_ids"] == model.tokenizer.encode(PROMPT)
     assert found["token_ids"] == list(expected.token_ids)
@@ -30,7 +39,14 @@ def test_greedy_json_is_what_the_model_generates(run, folder, model):
 
 
 def test_text_is_that_of_the_json_and_the_speed_goes_to_stderr(run, folder):
-    command = ("generate", f"--model={folder}", PROMPT, "--seed=5", "--temperature=0.8", "--max_new_tokens=40")
+    command = (
+        "generate",
+        f"--model={folder}",
+        PROMPT,
+        "--seed=5",
+        "--temperature=0.8",
+        "--max_new_tokens=40",
+    )
     ran, found = run(*command), run(*command, "--json").json
     assert ran.out == found["text"] + "\n"
     assert re.search(r"first token after [\d.]+ s \(TTFT\); \d+ tokens, [\d.]+ tokens/s", ran.err)
@@ -38,9 +54,17 @@ def test_text_is_that_of_the_json_and_the_speed_goes_to_stderr(run, folder):
 
 def test_several_texts_come_in_order(run, folder):
     command = (
-        "generate", f"--model={folder}", "--raw", "--prompt=a b", "--prompt=import", "--n=2", "--seed=1",
-        "--temperature=1.5", "--max_new_tokens=20", "--ignore_eos",
-    )  # fmt: skip
+        "generate",
+        f"--model={folder}",
+        "--raw",
+        "--prompt=a b",
+        "--prompt=import",
+        "--n=2",
+        "--seed=1",
+        "--temperature=1.5",
+        "--max_new_tokens=20",
+        "--ignore_eos",
+    )
     found = run(*command, "--json").json
     texts = [completion["text"] for completion in found["completions"]]
     assert len(set(texts)) == 4
@@ -72,7 +96,10 @@ def test_token_ids_need_no_tokenizer(run, folder, bare):
     assert found["prompt_token_ids"] == [5, 6, 7]
     assert len(found["token_ids"]) == 9
     assert found["finish_reason"] == "length"
-    assert found["token_ids"] == run("generate", f"--model={folder}", *command, "--json").json["token_ids"]
+    assert (
+        found["token_ids"]
+        == run("generate", f"--model={folder}", *command, "--json").json["token_ids"]
+    )
     ran = run("generate", f"--model={bare}", *command)
     assert ran.out.split() == [str(i) for i in found["token_ids"]]
 
@@ -85,26 +112,35 @@ def test_the_prompt_becomes_a_chat_where_there_is_a_template(run, folder, base, 
         ("plain", ["--chat_template=plain"]),
         ("source", ["--chat_template=[{{ messages[0].content }}]"]),
     ):
-        ids[name] = run("generate", f"--model={folder}", "hi", *flags, SHORT, "--json").json["prompt_token_ids"]
+        ids[name] = run("generate", f"--model={folder}", "hi", *flags, SHORT, "--json").json[
+            "prompt_token_ids"
+        ]
     encode = model.tokenizer.encode
     assert ids["chat"] == model.tokenizer.encode_chat([{"role": "user", "content": "hi"}])
     assert ids["raw"] == encode("hi")
     assert ids["plain"] == encode("User: hi\n\nAssistant:")
     assert ids["source"] == encode("[hi]")
-    assert run("generate", f"--model={base}", "hi", SHORT, "--json").json["prompt_token_ids"] == ids["raw"]
+    assert (
+        run("generate", f"--model={base}", "hi", SHORT, "--json").json["prompt_token_ids"]
+        == ids["raw"]
+    )
 
 
 def test_a_template_may_lie_in_a_file(run, folder, model, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text("<{{ messages[0].content }}>")
-    found = run("generate", f"--model={folder}", "hi", f"--chat_template={file}", SHORT, "--json").json
+    found = run(
+        "generate", f"--model={folder}", "hi", f"--chat_template={file}", SHORT, "--json"
+    ).json
     assert found["prompt_token_ids"] == model.tokenizer.encode("<hi>")
 
 
 def test_prompt_file_and_standard_input(run, folder, tmp_path, monkeypatch):
     file = tmp_path / "prompt.txt"
     file.write_text("naïve\n", encoding="utf-8")
-    expected = run("generate", f"--model={folder}", "--prompt=naïve\n", SHORT, "--json").json["prompt_token_ids"]
+    expected = run("generate", f"--model={folder}", "--prompt=naïve\n", SHORT, "--json").json[
+        "prompt_token_ids"
+    ]
     command = ("generate", f"--model={folder}", SHORT, "--json")
     assert run(*command, f"--prompt_file={file}").json["prompt_token_ids"] == expected
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.read_bytes())))
@@ -112,30 +148,54 @@ def test_prompt_file_and_standard_input(run, folder, tmp_path, monkeypatch):
 
 
 def test_logprobs_are_those_of_scoring(run, folder):
-    found = run("generate", f"--model={folder}", PROMPT, "--logprobs=3", "--seed=2", SHORT, "--json").json
+    found = run(
+        "generate", f"--model={folder}", PROMPT, "--logprobs=3", "--seed=2", SHORT, "--json"
+    ).json
     ids = found["prompt_token_ids"] + found["token_ids"]
-    scored = run("score", f"--model={folder}", f"--token_ids={','.join(map(str, ids))}", "--json").json
+    scored = run(
+        "score", f"--model={folder}", f"--token_ids={','.join(map(str, ids))}", "--json"
+    ).json
     assert scored["token_ids"] == ids
-    np.testing.assert_allclose(found["logprobs"], scored["logprobs"][-len(found["token_ids"]) :], atol=1e-4)
+    np.testing.assert_allclose(
+        found["logprobs"], scored["logprobs"][-len(found["token_ids"]) :], atol=1e-4
+    )
     assert all(len(top) == 3 for top in found["top_logprobs"])
 
 
 def test_a_stream_goes_on_beyond_the_context(run, folder):
-    command = ("generate", f"--model={folder}", "--token_ids=4,5", "--max_new_tokens=300", "--ignore_eos", "--json")
+    command = (
+        "generate",
+        f"--model={folder}",
+        "--token_ids=4,5",
+        "--max_new_tokens=300",
+        "--ignore_eos",
+        "--json",
+    )
     refused = run(*command)
     assert refused.code == 1
     assert "256 positions" in refused.err
     assert len(run(*command, "--stream_window=32", "--sinks=2").json["token_ids"]) == 300
 
 
-@pytest.mark.parametrize("flags", [["--dtype=bfloat16"], ["--quantize=int8"], ["--mesh=data=1,model=1"]])
+@pytest.mark.parametrize(
+    "flags", [["--dtype=bfloat16"], ["--quantize=int8"], ["--mesh=data=1,model=1"]]
+)
 def test_the_ways_to_hold_a_model(run, folder, flags):
-    found = run("generate", f"--model={folder}", "--raw", PROMPT, *flags, "--ignore_eos", SHORT, "--json").json
+    found = run(
+        "generate", f"--model={folder}", "--raw", PROMPT, *flags, "--ignore_eos", SHORT, "--json"
+    ).json
     assert len(found["token_ids"]) == 12
 
 
 def test_a_terminal_shows_the_prompt_faintly_and_no_control_characters(run, folder, monkeypatch):
-    command = ("generate", f"--model={folder}", "--raw", PROMPT, "--temperature=0", "--max_new_tokens=30")
+    command = (
+        "generate",
+        f"--model={folder}",
+        "--raw",
+        PROMPT,
+        "--temperature=0",
+        "--max_new_tokens=30",
+    )
     text = run(*command).out
     monkeypatch.setattr(output, "is_terminal", lambda stream: True)
     monkeypatch.setenv("TERM", "xterm")
@@ -154,11 +214,27 @@ def test_a_model_cannot_steer_the_terminal(capsys, monkeypatch):
 
 
 SETTINGS = {
-    "max_new_tokens": 7, "temperature": 0.25, "top_k": 4, "top_p": 0.5, "min_p": 0.125, "typical_p": 0.75,
-    "repetition_penalty": 1.5, "presence_penalty": -0.5, "frequency_penalty": 0.5, "logit_bias": {3: -5.0, 4: 2.5},
-    "min_tokens": 2, "bad_words": ("foo", "a,b"), "bad_word_ids": ((1, 2), (3,)), "seed": 9, "n": 3,
-    "stop": ("\n\n", "x"), "stop_token_ids": (5, 6), "ignore_eos": True, "logprobs": 2, "logprobs_mode": "processed",
-}  # fmt: skip
+    "max_new_tokens": 7,
+    "temperature": 0.25,
+    "top_k": 4,
+    "top_p": 0.5,
+    "min_p": 0.125,
+    "typical_p": 0.75,
+    "repetition_penalty": 1.5,
+    "presence_penalty": -0.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": {3: -5.0, 4: 2.5},
+    "min_tokens": 2,
+    "bad_words": ("foo", "a,b"),
+    "bad_word_ids": ((1, 2), (3,)),
+    "seed": 9,
+    "n": 3,
+    "stop": ("\n\n", "x"),
+    "stop_token_ids": (5, 6),
+    "ignore_eos": True,
+    "logprobs": 2,
+    "logprobs_mode": "processed",
+}
 
 
 def test_every_sampling_parameter_has_a_flag_that_reaches_it():
@@ -170,7 +246,9 @@ def test_every_sampling_parameter_has_a_flag_that_reaches_it():
         elif name == "stop_token_ids":
             argv.append(f"--{name}=5,6")
         elif isinstance(value, tuple):
-            argv += [f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for v in value]
+            argv += [
+                f"--{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for v in value
+            ]
         else:
             argv.append(f"--{name}={value}")
     assert sampling.read(COMMAND.flags().parse(argv, ())) == SamplingParams(**SETTINGS)

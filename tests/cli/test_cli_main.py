@@ -18,7 +18,10 @@ def test_help_lists_every_command(run):
     for argv in (["--help"], ["-h"], ["help"]):
         ran = run(*argv)
         assert ran.code == 0
-        assert all(name in ran.out and command.summary in ran.out for name, command in main.COMMANDS.items())
+        assert all(
+            name in ran.out and command.summary in ran.out
+            for name, command in main.COMMANDS.items()
+        )
     ran = run()
     assert ran.code == 2
     assert ran.out == ""
@@ -94,7 +97,10 @@ def check_refusal(ran, code, words):
         (["generate", "--prompt=x", "--sinks=2"], "--sinks needs --stream_window"),
         (["generate", "--prompt=x", "--stream_window=0"], "window >= 1"),
         (["generate", "--prompt_file=no/such/file"], "no/such/file: No such file or directory"),
-        (["generate", "--prompt=x", "--model=no/such/folder/at all"], "no folder 'no/such/folder/at all'"),
+        (
+            ["generate", "--prompt=x", "--model=no/such/folder/at all"],
+            "no folder 'no/such/folder/at all'",
+        ),
         (["info", "no/such/folder/at all"], "no folder"),
         (["score"], "got none"),
         (["perplexity"], "needs --file"),
@@ -129,12 +135,18 @@ def test_what_a_model_cannot_do_is_1(run, folder, flags, words):
 
 def test_text_without_a_tokenizer_is_1(run, bare):
     check_refusal(run("generate", f"--model={bare}", "--prompt=x"), 1, "needs a tokenizer")
-    check_refusal(run("generate", f"--model={bare}", "--token_ids=3", "--stop=x"), 1, "stop strings need a tokenizer")
+    check_refusal(
+        run("generate", f"--model={bare}", "--token_ids=3", "--stop=x"),
+        1,
+        "stop strings need a tokenizer",
+    )
 
 
 def test_broken_files_are_1(run, folder, tmp_path):
     (tmp_path / "text").write_bytes(b"\xff\xfe\xff")
-    check_refusal(run("score", f"--model={folder}", f"--prompt_file={tmp_path / 'text'}"), 1, "UTF-8")
+    check_refusal(
+        run("score", f"--model={folder}", f"--prompt_file={tmp_path / 'text'}"), 1, "UTF-8"
+    )
     (tmp_path / "text").write_bytes(b"")
     check_refusal(run("perplexity", tmp_path / "text", f"--model={folder}"), 1, "empty file")
     (tmp_path / "text").write_text("some words of text")
@@ -164,7 +176,11 @@ def test_ctrl_c_is_130_and_quiet(run, folder, monkeypatch):
 def start(argv, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxinfer", *argv], env=environment, stderr=subprocess.PIPE, text=True, **options
+        [sys.executable, "-m", "jaxinfer", *argv],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 

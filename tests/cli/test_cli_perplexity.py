@@ -16,7 +16,9 @@ def slow(folder, ids, window, stride):
         while ends <= i:
             ends = min(ends + stride, len(ids))
         with torch.no_grad():
-            last = model(torch.tensor([ids[max(0, ends - window) : i]])).logits[0, -1].double().numpy()
+            last = (
+                model(torch.tensor([ids[max(0, ends - window) : i]])).logits[0, -1].double().numpy()
+            )
         nats -= last[ids[i]] - np.log(np.exp(last - last.max()).sum()) - last.max()
     return nats
 
@@ -25,7 +27,9 @@ def slow(folder, ids, window, stride):
 def test_perplexity_is_that_of_the_slow_computation(run, folder, model, tmp_path, flags):
     text = "import json\n\ndef naïve(x):\n    return x + 1\n"
     (tmp_path / "text").write_text(text, encoding="utf-8")
-    found = run("perplexity", f"--model={folder}", f"--file={tmp_path / 'text'}", *flags, "--json").json
+    found = run(
+        "perplexity", f"--model={folder}", f"--file={tmp_path / 'text'}", *flags, "--json"
+    ).json
     ids = model.tokenizer.encode(text)
     assert len(ids) > 20
     nats = slow(folder, ids, found["window"], found["stride"])
@@ -41,4 +45,8 @@ def test_a_table_without_json(run, folder, tmp_path):
     (tmp_path / "text").write_text("some words")
     ran = run("perplexity", tmp_path / "text", f"--model={folder}")
     assert ran.code == 0
-    assert [line.split()[0] for line in ran.out.splitlines()][:3] == ["perplexity", "bits_per_byte", "tokens"]
+    assert [line.split()[0] for line in ran.out.splitlines()][:3] == [
+        "perplexity",
+        "bits_per_byte",
+        "tokens",
+    ]

@@ -41,7 +41,9 @@ def test_the_table_holds_the_same_numbers(run, folder):
     head, *rows = [line.split("\t") for line in ran.out.splitlines()]
     assert head == ["token", "logprob", "text"]
     assert [int(row[0]) for row in rows] == found["token_ids"]
-    np.testing.assert_allclose([float(row[1]) for row in rows[1:]], found["logprobs"][1:], atol=1e-4)
+    np.testing.assert_allclose(
+        [float(row[1]) for row in rows[1:]], found["logprobs"][1:], atol=1e-4
+    )
     assert f"{len(rows)} tokens" in ran.err
 
 

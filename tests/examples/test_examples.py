@@ -55,9 +55,15 @@ def test_rollout_is_scored_as_it_was_sampled_and_learns(draft):
 
 
 def test_sharded_gives_the_tokens_of_one_device(programs):
-    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(programs)}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
+    }
     script = [sys.executable, str(ROOT / "examples" / "sharded.py")]
-    ran = subprocess.run(script, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        script, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
     assert "4 devices give the tokens of one: True" in ran.stdout
     assert "P('model', None)" in ran.stdout
@@ -65,7 +71,14 @@ def test_sharded_gives_the_tokens_of_one_device(programs):
 
 def test_every_script_is_run_here():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    assert scripts == {"batch", "endless_stream", "rollout_in_jit", "sharded", "streaming", "train_tiny_model"}
+    assert scripts == {
+        "batch",
+        "endless_stream",
+        "rollout_in_jit",
+        "sharded",
+        "streaming",
+        "train_tiny_model",
+    }
 
 
 def test_notebook(draft, programs, monkeypatch):
@@ -77,8 +90,12 @@ def test_notebook(draft, programs, monkeypatch):
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
     first.source, count = re.subn(r"^MODEL = None", f"MODEL = {draft!r}", first.source)
     assert count == 1
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    ).execute()
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     shown = "".join(output.get("text", "") for output in outputs)
     for words in (
         "million parameters",
@@ -94,4 +111,8 @@ def test_notebook(draft, programs, monkeypatch):
 
 def test_notebook_ships_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+    assert all(
+        not cell.outputs and cell.execution_count is None
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    )

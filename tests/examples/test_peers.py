@@ -13,10 +13,18 @@ PEERS = [f"{peer} f32" for peer in compare_cpu.installed()]
 
 
 def test_comparison_measures_every_installed_engine_and_finds_the_same_tokens(tmp_path, capsys):
-    document = compare_cpu.main([
-        "--model=tiny", "--what=speed", "--repeats=1", "--batches=2", "--contexts=8", "--tokens=4",
-        f"--peers={','.join(PEERS)}", f"--output={tmp_path / 'out' / 'cpu.json'}",
-    ])  # fmt: skip
+    document = compare_cpu.main(
+        [
+            "--model=tiny",
+            "--what=speed",
+            "--repeats=1",
+            "--batches=2",
+            "--contexts=8",
+            "--tokens=4",
+            f"--peers={','.join(PEERS)}",
+            f"--output={tmp_path / 'out' / 'cpu.json'}",
+        ]
+    )
     printed = capsys.readouterr().out
     assert json.loads(printed.splitlines()[-1]) == document
     assert json.loads((tmp_path / "out" / "cpu.json").read_text()) == document
@@ -29,7 +37,9 @@ def test_comparison_measures_every_installed_engine_and_finds_the_same_tokens(tm
     rates = {record["peer"]: record["decode_tok_s"]["median"] for record in found["records"]}
     for row in found["ratios"]:
         if row["what"] == "decode_tok_s":
-            assert row["ratio"] == pytest.approx(rates[row["ours"]] / rates[row["theirs"]], rel=1e-2)
+            assert row["ratio"] == pytest.approx(
+                rates[row["ours"]] / rates[row["theirs"]], rel=1e-2
+            )
 
 
 def test_random_checkpoints_are_read_and_continued_as_the_oracle_does(tmp_path, seed):
@@ -40,7 +50,9 @@ def test_random_checkpoints_are_read_and_continued_as_the_oracle_does(tmp_path, 
         worker.close()
     loaded = weights.load(folder, show_progress=False)
     prompts = timing.prompts(2, 5, checkpoint.SHAPES["tiny"].vocab_size, seed)
-    assert timed["tokens"] == [oracle.greedy(loaded.params, loaded.config, tuple(p), 3) for p in prompts]
+    assert timed["tokens"] == [
+        oracle.greedy(loaded.params, loaded.config, tuple(p), 3) for p in prompts
+    ]
 
 
 def test_bursts_do_not_count_towards_a_speed():

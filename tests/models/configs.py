@@ -1,6 +1,8 @@
-"""The config.json of well-known checkpoints as they lie on the hub, and how many parameters each has.
+"""The config.json of well-known checkpoints as they lie on the hub, and how many parameters each
+has.
 
-Left out are keys that say nothing about inference. Phi's long rope factors are stand-ins of the right number.
+Left out are keys that say nothing about inference. Phi's long rope factors are stand-ins of the
+right number.
 """
 
 LLAMA3 = {
@@ -378,7 +380,11 @@ REAL["Phi-3-mini-128k"] = (
     {
         **REAL["Phi-3-mini-4k"][0],
         "max_position_embeddings": 131072,
-        "rope_scaling": {"long_factor": _factors(48, 64.0), "short_factor": _factors(48, 3.0), "type": "longrope"},
+        "rope_scaling": {
+            "long_factor": _factors(48, 64.0),
+            "short_factor": _factors(48, 3.0),
+            "type": "longrope",
+        },
         "sliding_window": 262144,
     },
     3_821_079_552,
@@ -409,7 +415,11 @@ REAL["Phi-4-mini"] = (
         "partial_rotary_factor": 0.75,
         "resid_pdrop": 0.0,
         "rms_norm_eps": 1e-05,
-        "rope_scaling": {"long_factor": _factors(48, 48.0), "short_factor": [1.0] * 48, "type": "longrope"},
+        "rope_scaling": {
+            "long_factor": _factors(48, 48.0),
+            "short_factor": [1.0] * 48,
+            "type": "longrope",
+        },
         "rope_theta": 10000.0,
         "sliding_window": 262144,
         "tie_word_embeddings": True,

@@ -1,4 +1,6 @@
-"""Small models of every family, as the config.json that transformers 5 writes: odd sizes, every rope scaling."""
+"""Small models of every family, as the config.json that transformers 5 writes: odd sizes, every
+rope scaling.
+"""
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -8,8 +10,20 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 32}
-DEEP_YARN = {**YARN, "mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+DEEP_YARN = {
+    **YARN,
+    "mscale": 1.2,
+    "mscale_all_dim": 0.7,
+    "beta_fast": 8.0,
+    "beta_slow": 2.0,
+    "truncate": False,
+}
 
 
 def longrope(half: int, original: int) -> dict:
@@ -75,7 +89,8 @@ SMALL = {
         mlp_bias=True,
     ),
     "llama-dynamic": _llama(
-        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}, max_position_embeddings=86
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0},
+        max_position_embeddings=86,
     ),
     "mistral": _llama(
         architectures=["MistralForCausalLM"],
@@ -139,7 +154,12 @@ SMALL = {
         hidden_activation="gelu_pytorch_tanh",
         query_pre_attn_scalar=50,
         sliding_window=6,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        layer_types=[
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+        ],
         rope_parameters={
             "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 8.0},
             "sliding_attention": plain(1000.0),
@@ -148,7 +168,9 @@ SMALL = {
         pad_token_id=0,
     ),
     "phi3-long": _phi3(16, num_key_value_heads=2, head_dim=32),
-    "phi3-short": _phi3(128, num_key_value_heads=4, head_dim=32, sliding_window=10, tie_word_embeddings=True),
+    "phi3-short": _phi3(
+        128, num_key_value_heads=4, head_dim=32, sliding_window=10, tie_word_embeddings=True
+    ),
     "olmo2": _llama(
         architectures=["Olmo2ForCausalLM"],
         model_type="olmo2",

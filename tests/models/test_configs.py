@@ -1,4 +1,6 @@
-"""The config.json of real checkpoints, old layout and new, reads into the model that transformers builds from it."""
+"""The config.json of real checkpoints, old layout and new, reads into the model that transformers
+builds from it.
+"""
 
 import copy
 import json
@@ -16,7 +18,11 @@ from tests.models.small_configs import SMALL
 def theirs(hf: dict):
     """The transformers model that a config.json describes, without memory for its parameters."""
     hf = copy.deepcopy(hf)
-    settings = {k: v for k, v in hf.items() if k not in ("model_type", "architectures", "transformers_version")}
+    settings = {
+        k: v
+        for k, v in hf.items()
+        if k not in ("model_type", "architectures", "transformers_version")
+    }
     config = transformers.AutoConfig.for_model(hf["model_type"], **settings)
     if hf["model_type"] == "gemma3":
         config = config.text_config
@@ -25,7 +31,9 @@ def theirs(hf: dict):
 
 
 def windows_and_thetas(config):
-    return [(layer.window, None if layer.rope is None else layer.rope.theta) for layer in config.layers]
+    return [
+        (layer.window, None if layer.rope is None else layer.rope.theta) for layer in config.layers
+    ]
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -81,7 +89,12 @@ def test_details_of_real_checkpoints():
     assert (rope.scaling, rope.rotary_dim, rope.original_max_position) == ("longrope", 96, 4096)
     assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
     granite = configs["granite-3.1-8b"]
-    assert (granite.embed_scale, granite.logits_scale, granite.residual_scale, granite.attention_scale) == (
+    assert (
+        granite.embed_scale,
+        granite.logits_scale,
+        granite.residual_scale,
+        granite.attention_scale,
+    ) == (
         12.0,
         1 / 16,
         0.22,
@@ -98,7 +111,10 @@ def older(hf: dict) -> dict:
     parameters = hf.pop("rope_parameters", None)
     hf.pop("layer_types", None)
     if hf["model_type"] == "gemma3_text":
-        hf |= {"rope_theta": parameters["full_attention"].pop("rope_theta"), "sliding_window_pattern": 3}
+        hf |= {
+            "rope_theta": parameters["full_attention"].pop("rope_theta"),
+            "sliding_window_pattern": 3,
+        }
         hf["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
         hf["rope_scaling"] = parameters["full_attention"]
     elif parameters is not None:
@@ -150,14 +166,18 @@ OPTIONAL = [
 
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_missing_is_what_transformers_assumes(name):
-    """Without an optional key, ours reads the same as from the full config that transformers makes of the rest."""
+    """Without an optional key, ours reads the same as from the full config that transformers makes
+    of the rest.
+    """
     family = registry.family_of(SMALL[name])
     present = [key for key in OPTIONAL if key in SMALL[name]]
     assert present
     for key in present:
         hf = {k: v for k, v in copy.deepcopy(SMALL[name]).items() if k not in (key, "layer_types")}
         found = family.read(hf)
-        settings = {k: v for k, v in copy.deepcopy(hf).items() if k not in ("model_type", "architectures")}
+        settings = {
+            k: v for k, v in copy.deepcopy(hf).items() if k not in ("model_type", "architectures")
+        }
         made = transformers.AutoConfig.for_model(hf["model_type"], **settings)
         saved = json.loads(made.to_json_string()) | {"architectures": hf["architectures"]}
         assert saved.get(key) is not None or key in ("n_inner", "sliding_window"), key
@@ -191,7 +211,10 @@ def changed(name, **changes):
         (changed("qwen2", sliding_window=None), "sliding_window"),
         (changed("qwen2", use_sliding_window=False), "layer_types"),
         (changed("gemma", use_bidirectional_attention=True), "use_bidirectional_attention"),
-        (changed("gemma3", rope_parameters={"rope_type": "default", "rope_theta": 1e4}), "by layer type"),
+        (
+            changed("gemma3", rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+            "by layer type",
+        ),
         (changed("gemma3", text_config=3), "text_config"),
         (changed("phi3-long", rope_parameters={"rope_type": "linear", "factor": 2.0}), "longrope"),
         (changed("smollm3", no_rope_layers=[1, 0]), "no_rope_layers"),
@@ -209,7 +232,9 @@ def test_refused(hf, message):
         registry.family_of(hf).read(hf)
 
 
-@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+)
 def test_missing_key_is_named(key):
     hf = {k: v for k, v in SMALL["llama3"].items() if k != key}
     with pytest.raises(ValueError, match=key):

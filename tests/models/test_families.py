@@ -1,4 +1,6 @@
-"""Every family equals transformers: logits and greedy tokens of fresh random checkpoints, in float32."""
+"""Every family equals transformers: logits and greedy tokens of fresh random checkpoints, in
+float32.
+"""
 
 import functools
 import json
@@ -22,9 +24,13 @@ PROMPT, CHUNK, STEPS, LENGTH = 20, 5, 64, 100
 def random_model(hf: dict, seed: int):
     """A transformers model with weights large enough that its tokens vary."""
     torch.manual_seed(seed)
-    settings = json.loads(json.dumps({k: v for k, v in hf.items() if k not in ("model_type", "architectures")}))
+    settings = json.loads(
+        json.dumps({k: v for k, v in hf.items() if k not in ("model_type", "architectures")})
+    )
     config = transformers.AutoConfig.for_model(hf["model_type"], **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 1:  # norms start at one, Gemma's and all biases at zero
@@ -75,7 +81,9 @@ def cacheless_logits(params, config, tokens):
 
 @functools.partial(jax.jit, static_argnames="config")
 def cached_greedy(params, config, prompt):
-    """prompt [PROMPT] -> the next STEPS tokens, through rings that wrap: prefill in chunks, then decode."""
+    """prompt [PROMPT] -> the next STEPS tokens, through rings that wrap: prefill in chunks, then
+    decode.
+    """
     total = PROMPT + STEPS
     rings, groups = kv.plan_rings(config, total, max_chunk=CHUNK)
     cache = kv.init_cache(config, rings, groups, 1, jnp.float32)
@@ -98,25 +106,32 @@ def cached_greedy(params, config, prompt):
 
 
 def distinct_model(hf: dict):
-    """(seed, model, tokens [LENGTH], its logits, the greedy tokens after PROMPT), the greedy choices varied and clear.
+    """(seed, model, tokens [LENGTH], its logits, the greedy tokens after PROMPT), the greedy
+    choices varied and clear.
 
     A near tie between two tokens would be decided by rounding, and says nothing.
     """
     for _ in range(30):
         seed = int(np.random.default_rng().integers(2**31))
         model = random_model(hf, seed)
-        tokens = np.random.default_rng(seed).integers(hf["vocab_size"], size=LENGTH).astype(np.int32)
+        tokens = (
+            np.random.default_rng(seed).integers(hf["vocab_size"], size=LENGTH).astype(np.int32)
+        )
         with torch.no_grad():
             ids = torch.tensor(tokens[None], dtype=torch.long)
             truth = model(ids).logits[0].numpy()
             prompt, seen = ids[:, :PROMPT], torch.ones((1, PROMPT), dtype=torch.long)
-            path = model.generate(prompt, attention_mask=seen, max_new_tokens=STEPS, do_sample=False)
+            path = model.generate(
+                prompt, attention_mask=seen, max_new_tokens=STEPS, do_sample=False
+            )
             choices = model(path[:, :-1]).logits[0, PROMPT - 1 :].sort().values
         generated = path[0, PROMPT:].tolist()
         gap = (choices[:, -1] - choices[:, -2]).min() / choices.abs().max()
         if gap > 2e-5 and len(set(generated)) > 3 and len(set(truth.argmax(axis=1).tolist())) > 8:
             return seed, model, tokens, truth, generated
-    raise AssertionError(f"{hf['model_type']}: no checkpoint with clear and varied greedy choices in 30 tries")
+    raise AssertionError(
+        f"{hf['model_type']}: no checkpoint with clear and varied greedy choices in 30 tries"
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -129,7 +144,9 @@ def test_equals_transformers(name):
     prompt = tokens[:PROMPT]
     assert cached_greedy(params, config, prompt).tolist() == generated, f"{name} {seed=}"
     reach = PROMPT + STEPS
-    assert oracle.greedy(params, config, prompt.tolist(), 8, reach=reach) == generated[:8], f"{name} {seed=}"
+    assert oracle.greedy(params, config, prompt.tolist(), 8, reach=reach) == generated[:8], (
+        f"{name} {seed=}"
+    )
 
 
 def test_every_family_is_tested():

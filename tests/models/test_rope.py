@@ -40,7 +40,11 @@ def random_parameters(kind: str, half: int, rng) -> dict:
             "mscale": float(rng.uniform(0.5, 2)),
             "mscale_all_dim": float(rng.uniform(0.5, 2)),
         },
-        "yarn-one-mscale": {"factor": factor, "original_max_position_embeddings": original, "mscale": 0.707},
+        "yarn-one-mscale": {
+            "factor": factor,
+            "original_max_position_embeddings": original,
+            "mscale": 0.707,
+        },
         "longrope": {
             "short_factor": rng.uniform(1, 2, half).tolist(),
             "long_factor": rng.uniform(2, 40, half).tolist(),
@@ -56,7 +60,16 @@ def random_parameters(kind: str, half: int, rng) -> dict:
     }[kind]
 
 
-KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "yarn-given", "yarn-mscale", "yarn-one-mscale"]
+KINDS = [
+    "default",
+    "linear",
+    "dynamic",
+    "llama3",
+    "yarn",
+    "yarn-given",
+    "yarn-mscale",
+    "yarn-one-mscale",
+]
 KINDS += ["longrope", "longrope-given"]
 
 
@@ -80,16 +93,27 @@ def test_equals_transformers(kind, fraction):
         rope_parameters=dict(parameters),
     )
     ours = hf_config.rope(
-        {"max_position_embeddings": MAX_POSITION, "rope_parameters": parameters}, head_dim, partial=True
+        {"max_position_embeddings": MAX_POSITION, "rope_parameters": parameters},
+        head_dim,
+        partial=True,
     )
-    lengths = np.array([10, MAX_POSITION // 2, MAX_POSITION, MAX_POSITION + 1, 5 * MAX_POSITION], np.int32)
+    lengths = np.array(
+        [10, MAX_POSITION // 2, MAX_POSITION, MAX_POSITION + 1, 5 * MAX_POSITION], np.int32
+    )
     found = np.broadcast_to(np.asarray(rope.frequencies(ours, lengths)), (len(lengths), half))
     for length, row in zip(lengths.tolist(), found, strict=True):
         if kind == "default":
-            wanted, factor = theirs.rope_parameters["rope_theta"] ** -(torch.arange(half) / half), 1.0
+            wanted, factor = (
+                theirs.rope_parameters["rope_theta"] ** -(torch.arange(half) / half),
+                1.0,
+            )
         else:
-            wanted, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, "cpu", seq_len=length)
-        np.testing.assert_allclose(row, wanted.numpy(), rtol=2e-5, err_msg=f"{kind} {seed=} {length=}")
+            wanted, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
+                theirs, "cpu", seq_len=length
+            )
+        np.testing.assert_allclose(
+            row, wanted.numpy(), rtol=2e-5, err_msg=f"{kind} {seed=} {length=}"
+        )
         assert ours.attention_factor == pytest.approx(factor, rel=1e-6), f"{kind} {seed=}"
 
 
@@ -123,13 +147,19 @@ def test_rotation_is_transformers():
     config = transformers.Phi3Config(
         hidden_size=N * H,
         num_attention_heads=N,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.6},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 5000.0,
+            "partial_rotary_factor": 0.6,
+        },
     )
     module = transformers.models.phi3.modeling_phi3
     embedding = module.Phi3RotaryEmbedding(config)
     cos, sin = embedding(torch.zeros(1), torch.tensor(positions[None]))
     q = torch.tensor(x.transpose(1, 0, 2)[None])
-    wanted = module.apply_rotary_pos_emb(q, q, cos * 1.3, sin * 1.3)[0][0].numpy().transpose(1, 0, 2)
+    wanted = (
+        module.apply_rotary_pos_emb(q, q, cos * 1.3, sin * 1.3)[0][0].numpy().transpose(1, 0, 2)
+    )
     found = rope.rotate(x, *rope.table(ours, positions, positions))
     np.testing.assert_allclose(found, wanted, atol=2e-4)
 
@@ -145,8 +175,14 @@ def test_rotation_is_transformers():
         ({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0}, "high_freq_factor"),
         ({"rope_type": "yarn", "factor": 2.0, "truncate": "yes"}, "truncate"),
         ({"rope_type": "longrope", "short_factor": [1.0] * 16}, "long_factor"),
-        ({"rope_type": "longrope", "short_factor": [1.0] * 15, "long_factor": [1.0] * 16}, "16 short and long"),
-        ({"rope_type": "longrope", "short_factor": ["a"] * 16, "long_factor": [1.0] * 16}, "short_factor"),
+        (
+            {"rope_type": "longrope", "short_factor": [1.0] * 15, "long_factor": [1.0] * 16},
+            "16 short and long",
+        ),
+        (
+            {"rope_type": "longrope", "short_factor": ["a"] * 16, "long_factor": [1.0] * 16},
+            "short_factor",
+        ),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

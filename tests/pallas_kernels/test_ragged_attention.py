@@ -1,4 +1,6 @@
-"""Ragged paged ring attention equals its specification: rows of any kind, wrapped rings, poisoned memory."""
+"""Ragged paged ring attention equals its specification: rows of any kind, wrapped rings, poisoned
+memory.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,9 @@ def pages_for(rng, lengths, capacity, sinks, page_size, table):
     """Pages whose valid slots hold random values and whose other slots hold NaN."""
     P = len(lengths) if table is None else table.max() + 1
     k, v = (np.full((P, K, page_size, H), np.nan, np.float32) for _ in "kv")
-    held = np.asarray(position_of(jnp.arange(capacity, dtype=jnp.int32), jnp.asarray(lengths), capacity, sinks))
+    held = np.asarray(
+        position_of(jnp.arange(capacity, dtype=jnp.int32), jnp.asarray(lengths), capacity, sinks)
+    )
     for row in range(len(lengths)):
         for slot in np.flatnonzero(held[row] >= 0):
             page = row if table is None else table[row, slot // page_size]
@@ -36,16 +40,31 @@ def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, 
     page_size, table = capacity, None
     if paged:
         page_size = 4
-        table = rng.permutation(len(lengths) * (capacity // 4)).reshape(len(lengths), -1).astype(np.int32)
+        table = (
+            rng.permutation(len(lengths) * (capacity // 4))
+            .reshape(len(lengths), -1)
+            .astype(np.int32)
+        )
     k, v = pages_for(rng, np.asarray(lengths, np.int32), capacity, sinks, page_size, table)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
-    q, q_far = (rng.normal(size=(sum(counts) + 3, N, H)).astype(np.float32) for _ in "qf")  # 3 tokens of padding
+    q, q_far = (
+        rng.normal(size=(sum(counts) + 3, N, H)).astype(np.float32) for _ in "qf"
+    )  # 3 tokens of padding
     places = (table, starts, np.asarray(counts, np.int32), np.asarray(lengths, np.int32))
-    rules = dict(capacity=capacity, scale=0.3, window=window, sinks=sinks, softcap=4.0, q_far=q_far if sinks else None)
+    rules = dict(
+        capacity=capacity,
+        scale=0.3,
+        window=window,
+        sinks=sinks,
+        softcap=4.0,
+        q_far=q_far if sinks else None,
+    )
     expected = specification(q, k, v, *places, **rules)
     shape = dict(max_count=max(counts), span=capacity, packed=True)
     places = tuple(None if x is None else jnp.asarray(x) for x in places)
-    found = np.asarray(ragged_attention(*(jnp.asarray(x) for x in (q, k, v)), *places, **rules, **shape))
+    found = np.asarray(
+        ragged_attention(*(jnp.asarray(x) for x in (q, k, v)), *places, **rules, **shape)
+    )
     np.testing.assert_allclose(found[: sum(counts)], expected[: sum(counts)], rtol=1e-5, atol=1e-5)
     assert np.isfinite(found).all()
 
@@ -68,6 +87,10 @@ def test_shapes_are_checked():
     pages, one = jnp.zeros((1, 2, 4, 8)), jnp.ones((1,), jnp.int32)
     shape = dict(capacity=4, scale=1.0, max_count=2, span=4)
     with pytest.raises(ValueError, match="N a multiple of K"):
-        ragged_attention(jnp.zeros((2, 3, 8)), pages, pages, None, one, one, one, **shape, packed=True)
+        ragged_attention(
+            jnp.zeros((2, 3, 8)), pages, pages, None, one, one, one, **shape, packed=True
+        )
     with pytest.raises(ValueError, match="T = B \\* max_count"):
-        ragged_attention(jnp.zeros((3, 2, 8)), pages, pages, None, one, one, one, **shape, packed=False)
+        ragged_attention(
+            jnp.zeros((3, 2, 8)), pages, pages, None, one, one, one, **shape, packed=False
+        )

@@ -14,7 +14,9 @@ def test_maps_agree_with_writing_a_buffer(capacity, sinks):
         slot = position if position < sinks else sinks + (position - sinks) % (capacity - sinks)
         assert int(slot_of(jnp.int32(position), capacity, sinks)) == slot
         buffer[slot] = position
-        found = position_of(jnp.arange(capacity, dtype=jnp.int32), jnp.int32([position + 1]), capacity, sinks)[0]
+        found = position_of(
+            jnp.arange(capacity, dtype=jnp.int32), jnp.int32([position + 1]), capacity, sinks
+        )[0]
         np.testing.assert_array_equal(found, buffer)
 
 
