@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from safetensors.flax import save_file
+from safetensors.numpy import save_file
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,10 @@ def write(folder: Path, shape: Shape, seed: int = 0) -> Path:
     }
 
     def normal(rows, columns, deviation):
-        return jnp.asarray(
-            rng.standard_normal((rows, columns), np.float32) * np.float32(deviation), jnp.bfloat16
-        )
+        drawn = rng.standard_normal((rows, columns), np.float32) * np.float32(deviation)
+        return drawn.astype(ml_dtypes.bfloat16)
 
-    ones = jnp.ones((D,), jnp.bfloat16)
+    ones = np.ones((D,), ml_dtypes.bfloat16)
     tensors = {
         "model.embed_tokens.weight": normal(shape.vocab_size, D, 0.02),
         "model.norm.weight": ones,
