@@ -2,13 +2,18 @@
 attention.
 
 Reads `span` slots a row, not the capacity. With `table=None` nothing is gathered: row b owns page
-b.
+b. On CPU the rows of a packed batch are walked in blocks of queries, so that what is not there
+costs nothing; elsewhere they fill a rectangle.
 """
 
+import jax
 import jax.numpy as jnp
 
+from pallas_kernels.backend import platform
 from pallas_kernels.dense import attend
 from pallas_kernels.ring import position_of
+
+BLOCK = 128  # queries of one row that a step of the walk takes
 
 
 def ragged_attention(
@@ -32,38 +37,66 @@ def ragged_attention(
 ):
     """Shapes as the package's function."""
     T, N, H = q.shape
-    P, K, page_size, _ = k_pages.shape
+    K = k_pages.shape[1]
     B = lengths.shape[0]
-    k, v = (_rows(pages, table, span) for pages in (k_pages, v_pages))
-    slots = jnp.arange(k.shape[2], dtype=jnp.int32)
-    key = position_of(slots, lengths, capacity, sinks)[:, None, :]  # [B, 1, S]
-    index = jnp.arange(max_count, dtype=jnp.int32)
-    query = ((lengths - counts)[:, None] + index[None])[:, :, None]  # [B, max_count, 1]
-    seen = (key >= 0) & (key <= query) & (index[None] < counts[:, None])[:, :, None]
-    if window is not None:
-        seen &= (query - key < window) | (key < sinks)
-    take = jnp.minimum(
-        starts[:, None] + index[None], T - 1
-    )  # [B, max_count]: where row b's queries lie
+
+    def attention(q, q_far, table, lengths, query):
+        """q, q_far [R, M, N, H] at the positions query [R, M] (-1: none) of R rows -> [R, M, N, H]."""
+        R, M = query.shape
+        k, v = (_rows(pages, table, span) for pages in (k_pages, v_pages))
+        slots = jnp.arange(k.shape[2], dtype=jnp.int32)
+        key, query = position_of(slots, lengths, capacity, sinks)[:, None, :], query[:, :, None]
+        seen = (key >= 0) & (key <= query)
+        if window is not None:
+            seen &= (query - key < window) | (key < sinks)
+        q, q_far = (None if x is None else x.reshape(R, M, K, N // K, H) for x in (q, q_far))
+        found = attend(q, k, v, seen, scale=scale, softcap=softcap, q_far=q_far, far=slots < sinks)
+        return found.reshape(R, M, N, H)
+
+    one_device = jax.sharding.get_abstract_mesh().empty
+    if packed and max_count > 1 and one_device and platform() == "cpu":
+        return _walk(attention, q, q_far, table, starts, counts, lengths, min(BLOCK, max_count))
+    index = jnp.arange(max_count, dtype=jnp.int32)[None]
+    query = jnp.where(index < counts[:, None], (lengths - counts)[:, None] + index, -1)
+    take = jnp.minimum(starts[:, None] + index, T - 1)  # [B, max_count]: row b's queries in T
 
     def rectangle(x):
-        x = x[take] if packed else x.reshape(B, max_count, N, H)
-        return x.reshape(B, max_count, K, N // K, H)
+        return None if x is None else x[take] if packed else x.reshape(B, max_count, N, H)
 
-    out = attend(
-        rectangle(q),
-        k,
-        v,
-        seen,
-        scale=scale,
-        softcap=softcap,
-        q_far=None if q_far is None else rectangle(q_far),
-        far=slots < sinks,
-    ).reshape(B, max_count, N, H)
+    out = attention(rectangle(q), rectangle(q_far), table, lengths, query)
     if not packed:
         return out.reshape(T, N, H)
-    put = jnp.where(index[None] < counts[:, None], take, T)  # T: out of bounds, dropped
+    put = jnp.where(query >= 0, take, T)  # T: out of bounds, dropped
     return jnp.zeros_like(q).at[put].set(out, mode="drop")
+
+
+def _walk(attention, q, q_far, table, starts, counts, lengths, size):
+    """Row after row, `size` queries at a time."""
+    T, N, H = q.shape
+    blocks = (counts + size - 1) // size
+    ends = jnp.cumsum(blocks)
+    if table is None:
+        table = jnp.arange(lengths.shape[0], dtype=jnp.int32)[:, None]
+    index = jnp.arange(size, dtype=jnp.int32)
+    tail = jnp.zeros((size, N, H), q.dtype)  # a block may reach past the end
+    q, q_far = (None if x is None else jnp.concatenate([x, tail]) for x in (q, q_far))
+
+    def step(i, out):
+        row = jnp.searchsorted(ends, i, side="right").astype(jnp.int32)
+        first = (i - (ends[row] - blocks[row])) * size
+        start = starts[row] + first
+        real = first + index < counts[row]
+        query = jnp.where(real, lengths[row] - counts[row] + first + index, -1)
+
+        def block(x):
+            return jax.lax.dynamic_slice(x, (start, 0, 0), (size, N, H))[None]
+
+        far = None if q_far is None else block(q_far)
+        found = attention(block(q), far, table[row][None], lengths[row][None], query[None])
+        found = jnp.where(real[None, :, None, None], found, block(out))  # the next row's stay
+        return jax.lax.dynamic_update_slice(out, found[0], (start, 0, 0))
+
+    return jax.lax.fori_loop(0, ends[-1], step, jnp.zeros_like(q))[:T]
 
 
 def _rows(pages, table, span):
@@ -71,6 +104,8 @@ def _rows(pages, table, span):
     P, K, page_size, H = pages.shape
     if table is None:
         return pages[:, :, :span]
+    if page_size >= span and table.shape[0] == 1:
+        return jax.lax.dynamic_slice(pages, (table[0, 0], 0, 0, 0), (1, K, span, H))
     if page_size >= span:
         return pages[:, :, :span][table[:, 0]]
     count = -(-span // page_size)

@@ -34,6 +34,7 @@ def pages_for(rng, lengths, capacity, sinks, page_size, table):
         (16, None, 0, [16, 7, 3, 1], [4, 7, 1, 1]),  # a chunk, a prompt, a decode, a first token
         (8, 5, 0, [29, 8, 3, 11], [4, 1, 3, 2]),  # a window whose ring has wrapped
         (12, 6, 3, [50, 9, 12, 2], [3, 2, 1, 2]),  # a stream with sinks
+        (160, None, 0, [150, 9, 140], [149, 2, 130]),  # more queries than a block of the walk
     ],
 )
 def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, counts):
