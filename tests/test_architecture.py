@@ -18,6 +18,7 @@ RANKS = [
     {"generate"},
     {"step"},
     {"engine"},
+    {"roofline"},
     {"model"},
     {"perplexity"},
     {"cli"},
