@@ -8,7 +8,7 @@ themselves at a stop id or its limit.
 """
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -245,11 +245,15 @@ class Programs:
 
     def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
         self.params, self.config, self.mesh = params, config, mesh
-        self._programs: dict[Hashable, Callable] = {}
+        self._programs: dict[Hashable, jax.stages.Compiled] = {}
 
     @property
     def compiled(self) -> int:
         return len(self._programs)
+
+    def texts(self) -> list[str]:
+        """The optimized HLO of every program, in the order of their first calls."""
+        return [program.as_text() or "" for program in self._programs.values()]
 
     def admit(self, state: State, entry: Entry) -> State:
         return self._run(admit, (), state, entry)

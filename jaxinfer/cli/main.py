@@ -11,13 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxinfer.cli import chat, convert, generate, info, perplexity, score
+from jaxinfer.cli import bench, chat, convert, generate, info, perplexity, quality, score
 from jaxinfer.cli.flags import Command, UsageError
 from jaxinfer.version import __version__
 
 COMMANDS: dict[str, Command] = {
-    module.COMMAND.name: module.COMMAND
-    for module in (generate, chat, score, perplexity, info, convert)
+    command.name: command
+    for command in (
+        *(module.COMMAND for module in (generate, chat, score, perplexity, quality, info, convert)),
+        *bench.COMMANDS,
+    )
 }
 ERRORS = (
     ValueError,
@@ -48,6 +51,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    argv = _join(argv)
     word = argv[0] if argv else ""
     if word in ("--version", "version"):
         print(__version__)
@@ -57,10 +61,26 @@ def _dispatch(argv: list[str]) -> int:
         print(help(), end="", file=sys.stderr)
         return 2
     elif word == "help":
-        print(_find(argv[1]).help(), end="")
+        print(_find(_join(argv[1:])[0]).help(), end="")
+    elif group := [name for name in COMMANDS if name.startswith(f"{word} ")]:
+        if argv[1:] not in (["--help"], ["-h"]):
+            words = ", ".join(name.removeprefix(f"{word} ") for name in group)
+            raise UsageError(f"{word} needs one of {words} (jaxinfer {word} --help tells more)")
+        print(_list(group))
     else:
         return _execute(_find(word), argv[1:])
     return 0
+
+
+def _join(argv: list[str]) -> list[str]:
+    """A command of two words as one: ["bench", "decode", ...] -> ["bench decode", ...]."""
+    name = " ".join(argv[:2])
+    return [name, *argv[2:]] if name in COMMANDS else argv
+
+
+def _list(names: Sequence[str]) -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return "\n".join(f"  {name:<{width}}{COMMANDS[name].summary}" for name in names)
 
 
 def _execute(command: Command, argv: list[str]) -> int:
@@ -119,13 +139,12 @@ def _leave_stdout() -> None:
 
 def help() -> str:
     """The page of the program."""
-    commands = "\n".join(f"  {name:<12}{command.summary}" for name, command in COMMANDS.items())
     return f"""jaxinfer: language-model inference in JAX
 
 Usage: jaxinfer COMMAND [--flag=value ...]
 
 Commands:
-{commands}
+{_list(list(COMMANDS))}
 
 Start here:
   jaxinfer generate --prompt "def fibonacci(n):"

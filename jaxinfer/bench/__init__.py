@@ -1,0 +1,1 @@
+"""Measurements of the engine's own programs beside what the machine allows."""
