@@ -1,4 +1,4 @@
-"""The only look at the device: which platform a traced program will run on."""
+"""The only look at the device: what a traced program will run on."""
 
 import jax
 
@@ -12,3 +12,19 @@ def platform() -> str:
         return jax.default_backend()
     kind = device.device_kind.lower()
     return "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu"
+
+
+def hopper() -> bool:
+    """Whether a traced program will run on one GPU of compute capability 9 (H100, H200): what our
+    Mosaic GPU kernels are written for.
+    """
+    if platform() != "gpu" or not jax.sharding.get_abstract_mesh().empty:
+        return False
+    return str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9.")
+
+
+def multiprocessors() -> int:
+    """How many streaming multiprocessors the default device has; an H100's or H200's 132 where there
+    is no GPU to ask.
+    """
+    return getattr(jax.devices()[0], "core_count", None) or 132

@@ -4,9 +4,13 @@ operation.
 
 import jax
 
-from pallas_kernels.ragged_attention import reference, xla
+from pallas_kernels.backend import hopper
+from pallas_kernels.ragged_attention import mosaic_gpu_prefill, reference, xla
 
-BACKENDS = {"xla": xla.ragged_attention}
+BACKENDS = {
+    "xla": xla.ragged_attention,
+    "mosaic_gpu_prefill": mosaic_gpu_prefill.ragged_attention,
+}
 specification = reference.ragged_attention
 
 
@@ -41,7 +45,7 @@ def ragged_attention(
     in place of q if given.
     Static: max_count >= counts; span: slots read per row, >= min(max(lengths), capacity); packed:
     False promises T = B * max_count with starts[b] = b * max_count. Returns [T, N, H]; padding is
-    finite.
+    finite. A named `backend` never falls back: it raises NotImplementedError for what it cannot do.
     """
     if q.ndim != 3 or k_pages.shape != v_pages.shape or q.shape[1] % k_pages.shape[1]:
         raise ValueError(
@@ -52,6 +56,11 @@ def ragged_attention(
         raise ValueError(
             f"packed=False needs T = B * max_count, got {q.shape=}, {lengths.shape=}, {max_count=}"
         )
+    if backend is None and hopper() and max_count > 1:
+        reason = mosaic_gpu_prefill.why_not(
+            q, k_pages, table, capacity=capacity, window=window, sinks=sinks, q_far=q_far
+        )
+        backend = "xla" if reason else "mosaic_gpu_prefill"
     return BACKENDS[backend or "xla"](
         q,
         k_pages,
