@@ -1,0 +1,105 @@
+"""What lies between two models' distributions of the next token, position by position.
+
+Logits are formed a block of positions at a time, so that memory does not grow with the text.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinfer import ragged
+from jaxinfer.model import Model
+from jaxinfer.models import decoder
+
+BLOCK = 256  # positions whose vocabulary-wide logits are held at once, of both sides
+TOP = 5
+
+
+class Distances(struct.PyTreeNode):
+    """Per position [n]. reference, candidate: log-probability (nats) of the token that follows. kl:
+    sum_v p (log p - log q) in nats, p the reference's distribution. same_top: the most likely token
+    is the same. top_overlap: which part of the TOP most likely tokens both have. accepted:
+    sum_v min(p, q), the chance that a token drawn by the candidate is kept when the reference
+    verifies it (Leviathan et al. 2023, section 3).
+    """
+
+    reference: jax.Array
+    candidate: jax.Array
+    kl: jax.Array
+    same_top: jax.Array
+    top_overlap: jax.Array
+    accepted: jax.Array
+
+
+@jax.jit
+def between(reference: jax.Array, candidate: jax.Array, following: jax.Array) -> Distances:
+    """logits [n, V] float32 of both, following [n] int32 -> `Distances` of n positions."""
+    log_p, log_q = (jax.nn.log_softmax(x, axis=1) for x in (reference, candidate))
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    kl = jnp.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=1)
+    count = min(TOP, reference.shape[1])
+    ours, theirs = (jax.lax.top_k(x, count)[1] for x in (reference, candidate))
+    shared = (ours[:, :, None] == theirs[:, None, :]).any(axis=2)
+    return Distances(
+        reference=jnp.take_along_axis(log_p, following[:, None], axis=1)[:, 0],
+        candidate=jnp.take_along_axis(log_q, following[:, None], axis=1)[:, 0],
+        kl=jnp.where(kl < 0, 0.0, kl),  # rounding; NaN stays
+        same_top=(ours[:, 0] == theirs[:, 0]).astype(jnp.float32),
+        top_overlap=shared.astype(jnp.float32).mean(axis=1),
+        accepted=jnp.minimum(p, q).sum(axis=1),
+    )
+
+
+class Reader:
+    """One model's logits over windows of a text."""
+
+    def __init__(self, model: Model):
+        self._params, self._mesh = model.params, model.mesh
+        config = model.config
+
+        def hidden(params, tokens):
+            full = jnp.full((1,), tokens.shape[1], jnp.int32)
+            batch = ragged.rectangle(tokens, full, jnp.zeros((1,), jnp.int32))
+            return decoder.forward(params, config, batch)[0]
+
+        def logits(params, hidden, places):
+            return decoder.unembed(params, config, hidden[places])
+
+        self._run_hidden, self._run_logits = jax.jit(hidden), jax.jit(logits)
+
+    def hidden(self, ids: Sequence[int]) -> jax.Array:
+        """The last hidden state after every token, [T, D]."""
+        with self._in_mesh():
+            return self._run_hidden(self._params, np.asarray(ids, np.int32)[None])
+
+    def logits(self, hidden: jax.Array, places: np.ndarray) -> jax.Array:
+        """float32 [n, V] after the tokens at `places` [n] int32."""
+        with self._in_mesh():
+            return self._run_logits(self._params, hidden, places)
+
+    def _in_mesh(self):
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+
+def read(reference: Reader, candidate: Reader, ids: Sequence[int], first: int) -> Distances:
+    """Distances (numpy) of the predictions of ids[first:], each from all ids before it; first >= 1."""
+    hidden = reference.hidden(ids), candidate.hidden(ids)
+    parts, T = [], len(ids)
+    for start in range(first - 1, T - 1, BLOCK):
+        places = np.minimum(np.arange(start, start + BLOCK, dtype=np.int32), T - 2)
+        following = np.asarray(ids, np.int32)[places + 1]
+        ours = reference.logits(hidden[0], places)
+        theirs = candidate.logits(hidden[1], places)
+        found = between(ours, theirs, following)
+        count = min(BLOCK, T - 1 - start)
+        parts.append(jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found))
+    return join(parts)
+
+
+def join(parts: Sequence[Distances]) -> Distances:
+    """Positions of all parts in a row."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)

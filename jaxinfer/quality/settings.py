@@ -1,0 +1,118 @@
+"""One side of a comparison: which model, held how. A new way to run a model is a new field of
+`Setting`, and its place in `load`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxinfer import quantize
+from jaxinfer.generate import cache_dtype
+from jaxinfer.model import Model
+from jaxinfer.model import load as load_model
+from jaxinfer.weights.loaded import check_dtype
+
+
+@dataclass(frozen=True)
+class Setting:
+    """model: a folder or hub id, None: the shipped one. dtype, quantize: as `jaxinfer.load` takes
+    them.
+    """
+
+    model: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+
+    def __post_init__(self):
+        check_dtype(self.dtype)
+        quantize.check_method(self.quantize)
+
+    @classmethod
+    def parse(cls, text: str, model: str | None = None) -> "Setting":
+        """Read "key=value,key=value"; what it does not say is the default, with `model` in place of
+        the shipped model. ValueError names a key or value that cannot be.
+        """
+        keys = [field.name for field in dataclasses.fields(cls)]
+        given: dict[str, str | None] = {"model": model}
+        seen = set()
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals or not value or key not in keys:
+                raise ValueError(
+                    f"a setting needs {', '.join(f'{k}=...' for k in keys)} with commas between, "
+                    f"got {part!r}"
+                )
+            if key in seen:
+                raise ValueError(f"a setting needs each key once, got {key!r} twice in {text!r}")
+            seen.add(key)
+            given[key] = value
+        return cls(**given)
+
+    def __str__(self):
+        said = {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+        return ",".join(f"{k}={v}" for k, v in said.items()) or "as loaded"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A setting and its model, loaded."""
+
+    setting: Setting
+    model: Model
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the parameters take on the device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.model.params))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What one position costs in the caches of all layers."""
+        config = self.model.config
+        size = jnp.dtype(cache_dtype(self.model.params)).itemsize
+        return 2 * len(config.layers) * config.num_kv_heads * config.head_dim * size
+
+
+def load(
+    reference: Setting, candidate: Setting, *, mesh: Mesh | str | None = None, progress: bool = True
+) -> tuple[Side, Side]:
+    """Both models on the device; equal settings share one.
+
+    ValueError unless they read text alike: the same vocabulary and the same tokenizer.
+    """
+    first = Side(reference, _model(reference, mesh, progress))
+    if candidate == reference:
+        return first, Side(candidate, first.model)
+    second = Side(candidate, _model(candidate, mesh, progress))
+    check_alike(first, second)
+    return first, second
+
+
+def _model(setting: Setting, mesh, progress: bool) -> Model:
+    method = cast("quantize.Method | None", setting.quantize)
+    return load_model(
+        setting.model, dtype=setting.dtype, quantize=method, mesh=mesh, progress=progress
+    )
+
+
+def check_alike(first: Side, second: Side) -> None:
+    """ValueError unless the two models read text alike."""
+    sizes = first.model.config.vocab_size, second.model.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"a comparison needs two models of one vocabulary, got {sizes[0]} and {sizes[1]} tokens "
+            f"({first.setting} and {second.setting})"
+        )
+    words = [
+        None if side.model.tokenizer is None else side.model.tokenizer.backend.get_vocab()
+        for side in (first, second)
+    ]
+    if words[0] != words[1]:
+        raise ValueError(
+            "a comparison needs two models of one tokenizer, got different ones "
+            f"({first.setting} and {second.setting})"
+        )
