@@ -28,14 +28,8 @@ def make_mesh(axes: str | dict[str, int], devices=None) -> Mesh:
     """ "data=2,model=4" (or the same as a dict) -> a mesh with exactly the axes of AXES; a missing
     axis has size 1.
     """
-    if isinstance(axes, str):
-        axes = _parse(axes)
-    unknown = set(axes) - set(AXES)
-    if unknown:
-        raise ValueError(
-            f"mesh axes need to be among {', '.join(AXES)}, got {', '.join(sorted(unknown))}"
-        )
-    shape = tuple(axes.get(name, 1) for name in AXES)
+    axes = mesh_axes(axes)
+    shape = tuple(axes.values())
     devices = list(jax.devices() if devices is None else devices)
     needed = math.prod(shape)
     if needed > len(devices):
@@ -46,6 +40,18 @@ def make_mesh(axes: str | dict[str, int], devices=None) -> Mesh:
         )
     grid = np.asarray(devices[:needed]).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_axes(axes: str | dict[str, int]) -> dict[str, int]:
+    """The sizes of all of AXES, a missing one 1; ValueError for others."""
+    if isinstance(axes, str):
+        axes = _parse(axes)
+    unknown = set(axes) - set(AXES)
+    if unknown:
+        raise ValueError(
+            f"mesh axes need to be among {', '.join(AXES)}, got {', '.join(sorted(unknown))}"
+        )
+    return {name: axes.get(name, 1) for name in AXES}
 
 
 def _parse(text: str) -> dict[str, int]:

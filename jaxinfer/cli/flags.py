@@ -40,10 +40,18 @@ def _bias(text: str) -> tuple[int, float]:
     return int(token), float(value)
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    found = _ids(text)
+    if min(found) < 1:
+        raise ValueError(text)
+    return tuple(dict.fromkeys(found))
+
+
 TEXT = absl.ArgumentParser()  # as it stands
 INTEGER = _Parser(int, "an integer")
 REAL = _Parser(float, "a number")
 IDS = _Parser(_ids, "token ids separated by commas, like 1,2,3")
+COUNTS = _Parser(_counts, "positive integers separated by commas, like 1,16,64")
 BIAS = _Parser(_bias, "a token id and a bias, like 42:-5")
 
 

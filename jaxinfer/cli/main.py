@@ -11,14 +11,17 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxinfer.cli import bench, chat, convert, generate, info, perplexity, quality, score
+from jaxinfer.cli import bench, chat, convert, generate, info, perplexity, plan, quality, score
 from jaxinfer.cli.flags import Command, UsageError
 from jaxinfer.version import __version__
 
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
-        *(module.COMMAND for module in (generate, chat, score, perplexity, quality, info, convert)),
+        *(
+            module.COMMAND
+            for module in (generate, chat, score, perplexity, quality, info, plan, convert)
+        ),
         *bench.COMMANDS,
     )
 }

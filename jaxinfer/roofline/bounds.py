@@ -88,7 +88,7 @@ class Bound:
 
     @property
     def fits(self) -> bool:
-        return self.memory_bytes <= self.chip.memory_bytes
+        return self.memory_bytes <= self.chip.room
 
     @property
     def work(self) -> Work:
@@ -169,6 +169,7 @@ def _bound(config, chip, batch, context, new_tokens, logits, weights, cache, mes
             shards=mesh.model,
             layers=layers,
             chunk=new_tokens,
+            tokens=rows * new_tokens,
         ),
         parts=work,
         part_s={name: max(computes[name], reads[name]) for name in work},

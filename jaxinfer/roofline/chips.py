@@ -36,7 +36,8 @@ class Interconnect:
 class Chip:
     """memory_bytes: capacity. bandwidth: bytes/s of that memory. flops: dense FLOP/s (or integer
     operations/s) by the type of the operands. devices: as how many JAX devices one chip appears.
-    source: where the figures come from.
+    usable_bytes: what programs are given of the capacity (None: nearly all of it). source: where the
+    figures come from.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Chip:
     interconnect: Interconnect | None = None
     source: str = ""
     devices: int = 1
+    usable_bytes: float | None = None
 
     def __post_init__(self):
         sizes = {"memory_bytes": self.memory_bytes, "bandwidth": self.bandwidth, **self.flops}
@@ -55,6 +57,11 @@ class Chip:
         if not self.flops:
             raise ValueError("a chip needs the FLOP/s of at least one type, got none")
         object.__setattr__(self, "flops", MappingProxyType(dict(self.flops)))
+
+    @property
+    def room(self) -> float:
+        """The bytes that programs may use."""
+        return self.memory_bytes if self.usable_bytes is None else self.usable_bytes
 
     def peak(self, dtype: str) -> float:
         """FLOP/s with operands of `dtype`, or of the next wider type that the chip multiplies.
@@ -84,6 +91,7 @@ class Chip:
             flops={name: value / n for name, value in self.flops.items()},
             interconnect=link and dataclasses.replace(link, bandwidth=link.bandwidth / n),
             devices=1,
+            usable_bytes=self.usable_bytes and self.usable_bytes / n,
         )
 
 
@@ -94,14 +102,15 @@ def _nvidia(name, memory, bandwidth, link, source, **tera) -> Chip:
     return Chip(name, memory * GB, bandwidth * GB, flops, link, source)
 
 
-def _tpu(name, memory, bandwidth, ici, source, devices=1, **tera) -> Chip:
-    """memory in GiB, bandwidth and ici (one way) in GB/s. float32 takes six bfloat16 passes (XLA's
-    highest precision).
+def _tpu(name, memory, usable, bandwidth, ici, source, devices=1, **tera) -> Chip:
+    """memory in GiB, bandwidth and ici (one way) in GB/s. usable: GiB that libtpu 0.0.52 leaves to a
+    program, as it says when one does not fit. float32 takes six bfloat16 passes (XLA's highest
+    precision).
     """
     flops = {dtype: value * TERA for dtype, value in tera.items()}
     flops["float32"] = flops["bfloat16"] / 6
     link = Interconnect("ICI", ici * GB, HOP_S)
-    return Chip(name, memory * GIB, bandwidth * GB, flops, link, source, devices)
+    return Chip(name, memory * GIB, bandwidth * GB, flops, link, source, devices, usable * GIB)
 
 
 def _nvlink(one_way: float) -> Interconnect:
@@ -194,18 +203,20 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
             _tpu(
                 "v4",
                 32,
+                30.75,
                 1200,
                 300,
                 f"{_CLOUD}, TPU v4; interconnect: Jouppi et al. 2023 (6 links of 50 GB/s)",
                 bfloat16=275.0,
                 int8=275.0,
             ),
-            _tpu("v5e", 16, 819, 200, f"{_CLOUD}, TPU v5e", bfloat16=197.0, int8=394.0),
-            _tpu("v5p", 95, 2765, 600, f"{_CLOUD}, TPU v5p", bfloat16=459.0, int8=918.0),
-            _tpu("v6e", 32, 1638, 400, f"{_CLOUD}, TPU v6e", bfloat16=918.0, int8=1836.0),
+            _tpu("v5e", 16, 15.75, 819, 200, f"{_CLOUD}, TPU v5e", bfloat16=197.0, int8=394.0),
+            _tpu("v5p", 95, 95.73, 2765, 600, f"{_CLOUD}, TPU v5p", bfloat16=459.0, int8=918.0),
+            _tpu("v6e", 32, 31.24, 1638, 400, f"{_CLOUD}, TPU v6e", bfloat16=918.0, int8=1836.0),
             _tpu(
                 "tpu7x",
                 192,
+                2 * 94.74,
                 7380,
                 600,
                 f"{_CLOUD}, TPU7x (Ironwood)",

@@ -60,9 +60,13 @@ def memory(
     shards: int = 1,
     layers: Sequence[kv.LayerKV] | None = None,
     chunk: int = 1,
+    tokens: int | None = None,
 ) -> Memory:
-    """Weights, the cache of `batch` sequences and the workspace of a step of `chunk` tokens a row."""
-    plain, tokens = formats.find(weights).plain, batch * chunk
+    """Weights, the cache of `batch` sequences and the workspace of a step.
+
+    chunk: as in `cache_bytes`. tokens: in the largest step (None: one of each sequence).
+    """
+    plain, tokens = formats.find(weights).plain, batch if tokens is None else tokens
     wide = max(config.num_heads * config.head_dim, 2 * config.d_ff) / shards + config.d_model
     return Memory(
         weights=weight_bytes(config, weights, shards),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxinfer.config import ModelConfig
 from jaxinfer.weights import huggingface, orbax
 from jaxinfer.weights.export import save
 from jaxinfer.weights.hub import resolve
@@ -11,7 +12,28 @@ from jaxinfer.weights.loaded import Loaded
 from jaxinfer.weights.safetensors_file import CheckpointError
 from jaxinfer.weights.summary import describe
 
-__all__ = ["CheckpointError", "Loaded", "describe", "load", "read_config", "resolve", "save"]
+DESCRIPTIONS = ("config.json", orbax.SIDE_FILE)
+
+__all__ = [
+    "CheckpointError",
+    "Loaded",
+    "config_of",
+    "describe",
+    "load",
+    "read_config",
+    "resolve",
+    "save",
+]
+
+
+def config_of(path_or_hub_id: str | Path) -> ModelConfig:
+    """What a checkpoint of either layout describes; of one on the hub its description alone is
+    fetched. CheckpointError: it is unusable.
+    """
+    folder = resolve(path_or_hub_id, DESCRIPTIONS)
+    if orbax.is_checkpoint(folder):
+        return orbax.read_description(folder).config
+    return read_config(folder)[2]
 
 
 def load(

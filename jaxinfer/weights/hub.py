@@ -1,6 +1,7 @@
 """Where a checkpoint is: a local folder, or a model of the Hugging Face hub, fetched."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -15,11 +16,11 @@ HTTP_ERROR: type[Exception] = errors.HfHubHTTPError.__bases__[0]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def resolve(path_or_hub_id: str | Path) -> Path:
+def resolve(path_or_hub_id: str | Path, files: Sequence[str] = PATTERNS) -> Path:
     """The folder of a checkpoint: an existing one, else one fetched from the hub.
 
-    The hub knows models by `org/name` or `org/name@revision`. CheckpointError where there is
-    neither, naming the remedy.
+    The hub knows models by `org/name` or `org/name@revision`. files: patterns of what is fetched.
+    CheckpointError where there is neither, naming the remedy.
     """
     path = Path(path_or_hub_id).expanduser()
     if path_or_hub_id != "" and path.is_dir():
@@ -36,7 +37,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
             "config.json and *.safetensors, or a hub id"
         )
     name, _, revision = text.partition("@")
-    return Path(_fetch(name, revision or None))
+    return Path(_fetch(name, revision or None, files))
 
 
 def _file(path: Path) -> str:
@@ -46,10 +47,10 @@ def _file(path: Path) -> str:
     return f"give its folder, {path.parent}"
 
 
-def _fetch(name: str, revision: str | None) -> str:
+def _fetch(name: str, revision: str | None, files: Sequence[str]) -> str:
     try:
         return huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=list(NEVER)
+            name, revision=revision, allow_patterns=list(files), ignore_patterns=list(NEVER)
         )
     except errors.GatedRepoError as error:
         remedy = "accept its terms on huggingface.co, then run `hf auth login`"
