@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import hopper, platform
 
 Method = Literal["int8", "w8a8"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -76,6 +76,17 @@ def rows(w: Weight, ids: jax.Array, dtype) -> jax.Array:
     if isinstance(w, QTensor):
         return (w.values[ids].astype(jnp.float32) * w.scale[ids][:, None]).astype(dtype)
     return w[ids].astype(dtype)
+
+
+def parts(w: Weight) -> tuple[jax.Array, jax.Array | None]:
+    """The values and the scales (None: a plain weight) that make up a weight."""
+    return (w.values, w.scale) if isinstance(w, QTensor) else (w, None)
+
+
+def skinny(x: jax.Array, w: Weight) -> bool:
+    """Whether x [T, in] times w is a product of few rows that kernels of its own run."""
+    few = hopper() and x.shape[0] <= 64 and x.dtype == jnp.bfloat16
+    return few and not (isinstance(w, QTensor) and w.method == "w8a8")
 
 
 def _narrow(w: Weight) -> bool:

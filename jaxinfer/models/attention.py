@@ -86,8 +86,12 @@ def attention(
     ring: kv.Ring | None,
     pages_of: jax.Array | None,
     shards: int,
+    *,
+    before: Norm | None = None,
+    residual: jax.Array | None = None,
 ) -> tuple[jax.Array, kv.Pages | None]:
-    """x [T, D] -> ([T, D], the layer's pages with the new keys and values).
+    """x [T, D] -> ([T, D], the layer's pages with the new keys and values), normalized by `before`
+    first and added to `residual` last.
 
     pages None: whole sequences, nothing kept. pages_of: the page table of the batch's rows.
     """
@@ -95,7 +99,7 @@ def attention(
     B = batch.lengths.shape[0]
     tokens = "." if batch.packed else "B"
     K = held_kv_heads(config, shards)
-    y = linear(x, p.qkv).reshape(T, shards, (N + 2 * K) // shards, H)
+    y = linear(x, p.qkv, config, before=before).reshape(T, shards, (N + 2 * K) // shards, H)
     y = constrain(y, tokens + "N..")
     q = y[:, :, : N // shards].reshape(T, N, H)
     k, v = (y[:, :, i : i + K // shards].reshape(T, K, H) for i in (N // shards, (N + K) // shards))
@@ -132,7 +136,7 @@ def attention(
             **rules,
         )
     out = constrain(out.reshape(T, N * H), tokens + "N")
-    return constrain(linear(out, p.out), tokens + "."), pages
+    return constrain(linear(out, p.out, config, residual=residual), tokens + "."), pages
 
 
 def _store(pages, ring, pages_of, k, v, batch):

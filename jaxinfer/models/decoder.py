@@ -227,16 +227,33 @@ def _layer(x, p, config, layer, batch, cache, index, shards):
         pages, ring, pages_of = cache.layers[index], cache.ring(index), cache.table(index)
         if batch.slots is not None:
             pages_of = batch.slots[:, None] if pages_of is None else pages_of[batch.slots]
-    y = x if p.pre_attention is None else norm(x, p.pre_attention, config)
+    plain = p.post_attention is None and config.residual_scale == 1.0  # the halves' own sums do
     with jax.named_scope("attention"):
         y, pages = attention.attention(
-            y, p.attention, config, layer, batch, pages, ring, pages_of, shards
+            x,
+            p.attention,
+            config,
+            layer,
+            batch,
+            pages,
+            ring,
+            pages_of,
+            shards,
+            before=p.pre_attention,
+            residual=x if plain else None,
         )
-    x = _residual(x, y, p.post_attention, config)
-    y = x if p.pre_mlp is None else norm(x, p.pre_mlp, config)
+    x = y if plain else _residual(x, y, p.post_attention, config)
     with jax.named_scope("mlp"):
-        y = mlp.mlp(y, p.mlp, config, shards, tokens)
-    return _residual(x, y, p.post_mlp, config), pages
+        y = mlp.mlp(
+            x,
+            p.mlp,
+            config,
+            shards,
+            tokens,
+            before=p.pre_mlp,
+            residual=x if plain else None,
+        )
+    return (y if plain else _residual(x, y, p.post_mlp, config)), pages
 
 
 def _residual(x, y, p, config):

@@ -1,4 +1,5 @@
-"""A linear map with weights stored `[out, in]`, and how such weights are laid out over shards.
+"""A linear map with weights stored `[out, in]`, what stands before and after it in a layer, and how
+such weights are laid out over shards.
 
 A `Leaf` describes one parameter before it exists: its shape, the letters of its axes, and which
 rows of which canonical tensors make it up. The same description gives random parameters, loading,
@@ -9,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer import quantize
+from jaxinfer.config import ModelConfig
+from jaxinfer.models.norm import Norm, norm
+from jaxinfer.sharding import constrain
+from pallas_kernels.skinny_matmul import ACTIVATIONS, skinny_matmul
 
 
 @struct.dataclass
@@ -22,10 +28,43 @@ class Linear:
     b: jax.Array | None = None
 
 
-def linear(x: jax.Array, p: Linear) -> jax.Array:
-    """x [T, in] -> [T, out]."""
-    y = quantize.einsum(x, p.w)
-    return y if p.b is None else y + p.b.astype(y.dtype)[None]
+def linear(
+    x: jax.Array,
+    p: Linear,
+    config: ModelConfig,
+    *,
+    before: Norm | None = None,
+    gate: str | None = None,
+    residual: jax.Array | None = None,
+    shards: int = 1,
+    tokens: str = "B",
+) -> jax.Array:
+    """x [T, in] -> [T, out]: normalized by `before`, multiplied, gated, added to `residual`.
+
+    gate: the activation (a key of ACTIVATIONS) of the first half of the output, which multiplies the
+    second: [T, out / 2]; over shards each part of the output holds its own two halves. tokens: the
+    letter of axis T. Where few rows meet a kernel for them, all of it is one kernel.
+    """
+    if quantize.skinny(x, p.w) and (before is None or config.norm == "rms"):
+        scale = None if before is None else before.scale
+        if scale is not None and config.norm_offset:
+            scale = scale.astype(jnp.float32) + config.norm_offset
+        return skinny_matmul(
+            x,
+            *quantize.parts(p.w),
+            bias=p.b,
+            residual=residual,
+            norm=scale,
+            norm_eps=config.norm_eps,
+            gate=gate,
+        )
+    y = quantize.einsum(x if before is None else norm(x, before, config), p.w)
+    y = y if p.b is None else y + p.b.astype(y.dtype)[None]
+    if gate is not None:
+        y = constrain(y.reshape(x.shape[0], shards, 2, -1), tokens + "F..")
+        y = ACTIVATIONS[gate](y[:, :, 0]) * y[:, :, 1]
+        y = y.reshape(x.shape[0], -1)
+    return y if residual is None else residual + y
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,9 @@ from flax import struct
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models.linear import Linear, fused, linear, split, whole
+from jaxinfer.models.norm import Norm
 from jaxinfer.sharding import constrain
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
+from pallas_kernels.skinny_matmul import ACTIVATIONS
 
 
 @struct.dataclass
@@ -46,15 +41,22 @@ def layout(config: ModelConfig, shards: int, name: str) -> MLP:
     )
 
 
-def mlp(x: jax.Array, p: MLP, config: ModelConfig, shards: int, tokens: str) -> jax.Array:
-    """x [T, D] -> [T, D]. tokens: the letter of axis T."""
-    T, F = x.shape[0], config.d_ff
-    y = linear(x, p.up)
-    activation = ACTIVATIONS[config.activation]
-    if config.gated:
-        y = constrain(y.reshape(T, shards, 2, F // shards), tokens + "F..")
-        y = activation(y[:, :, 0]) * y[:, :, 1]
-    else:
-        y = activation(y)
-    y = constrain(y.reshape(T, F), tokens + "F")
-    return constrain(linear(y, p.down), tokens + ".")
+def mlp(
+    x: jax.Array,
+    p: MLP,
+    config: ModelConfig,
+    shards: int,
+    tokens: str,
+    *,
+    before: Norm | None = None,
+    residual: jax.Array | None = None,
+) -> jax.Array:
+    """x [T, D] -> [T, D], normalized by `before` first and added to `residual` last. tokens: the
+    letter of axis T.
+    """
+    gate = config.activation if config.gated else None
+    y = linear(x, p.up, config, before=before, gate=gate, shards=shards, tokens=tokens)
+    if gate is None:
+        y = ACTIVATIONS[config.activation](y)
+    y = constrain(y, tokens + "F")
+    return constrain(linear(y, p.down, config, residual=residual), tokens + ".")

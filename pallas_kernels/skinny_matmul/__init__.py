@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.skinny_matmul import reference, xla
+from pallas_kernels.skinny_matmul.reference import ACTIVATIONS
 from pallas_kernels.skinny_matmul.weight import GROUP, kind_of, shape_of
 
 BACKENDS = {"reference": reference.skinny_matmul, "xla": xla.skinny_matmul}
@@ -75,9 +76,9 @@ def _check(x, values, scale, zero, bias, residual, norm, gate):
         raise ValueError(f"four-bit weights need a multiple of {GROUP} columns, got {columns}")
     wanted = {"float": None, "int4": (out, columns // GROUP)}.get(kind, (out,))
     half = out // 2 if gate else out
-    if gate is not None and (gate not in reference.ACTIVATIONS or out % 2):
+    if gate is not None and (gate not in ACTIVATIONS or out % 2):
         raise ValueError(
-            f"gate needs one of {', '.join(reference.ACTIVATIONS)} and an even number of rows, got {gate=}, {out=}"
+            f"gate needs one of {', '.join(ACTIVATIONS)} and an even number of rows, got {gate=}, {out=}"
         )
     for name, array, shape in (
         ("scale", scale, wanted),

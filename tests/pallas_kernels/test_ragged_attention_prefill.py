@@ -38,7 +38,8 @@ def arguments(rng, counts, lengths, H, capacity, page_size, N=4, K=2):
     )
     for row in range(B):
         slots = np.flatnonzero(held[row] >= 0)
-        at = (row, slots) if table is None else (table[row, slots // page_size], slots % page_size)
+        size = page_size or capacity
+        at = (row if table is None else table[row, slots // size], slots % size)
         for pages in (k, v):
             pages[at[0], :, at[1]] = rng.normal(size=(len(slots), K, H))
     q = rng.normal(size=(sum(counts), N, H))
