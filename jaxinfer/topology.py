@@ -32,6 +32,7 @@ from jaxinfer.weights import description
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 PROGRAMS = ("decode", "prefill")
+ROUNDED = ("int8", "w8a8")  # one int8 matrix and a scale for each of its rows
 SETTINGS = {  # libtpu asks nobody what machine this is, and shares itself with other processes
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -172,12 +173,6 @@ def _compile(name, jitted, params, config, inputs) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         return Compiled(name, time.monotonic() - start, error=str(error).splitlines()[0])
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
-    collectives: dict[str, int] = {}
-    if name == "decode":  # an older jaxlib cannot print a newer libtpu's asynchronous prefill
-        text = compiled.as_text()
-        collectives = {
-            kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES
-        }
     return Compiled(
         name,
         seconds,
@@ -185,8 +180,16 @@ def _compile(name, jitted, params, config, inputs) -> Compiled:
         memory.output_size_in_bytes,
         memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
-        collectives,
+        _collectives(compiled),
     )
+
+
+def _collectives(compiled) -> dict[str, int]:
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # an older jaxlib cannot read all that a newer libtpu writes
+        return {}
+    return {kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES}
 
 
 def _array(shape, dtype, letters, mesh) -> Any:  # stands in an array's place

@@ -16,7 +16,6 @@ from jaxinfer.cli import output, plan_tables
 from jaxinfer.cli.flags import COUNTS, INTEGER, Command, Flags
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder, presets
-from jaxinfer.quantize import METHODS
 from jaxinfer.roofline import FORMATS, critical_batch, formats, plan, plot, what_if
 from jaxinfer.roofline.bounds import Mesh
 from jaxinfer.roofline.memory import cache_bytes
@@ -196,9 +195,9 @@ def _document(name, config, machine, mesh, proposed, settings, rows) -> dict:
 
 def _compilable(settings: plan.Settings, machine: plan.Machine) -> str:
     topology.check()
-    if settings.weights not in ("bfloat16", *METHODS) or settings.cache != "bfloat16":
+    if settings.weights not in ("bfloat16", *topology.ROUNDED) or settings.cache != "bfloat16":
         raise ValueError(
-            f"--compile needs weights in bfloat16 or --quantize={'|'.join(METHODS)}, and "
+            f"--compile needs weights in bfloat16 or --quantize={'|'.join(topology.ROUNDED)}, and "
             f"--kv_cache=bfloat16, got {settings.weights} and {settings.cache}"
         )
     return topology.shape_of(machine.chip.name, machine.count, machine.shape)

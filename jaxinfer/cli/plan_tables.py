@@ -199,7 +199,7 @@ def show_compiled(found: dict, unit: str) -> None:
         f"peak a {unit}",
         "took",
     )
-    table.add_column("collectives", no_wrap=True)
+    table.add_column("collectives")
     table.add_row(
         "estimate",
         gb(found["estimated_arguments"]),
@@ -214,6 +214,7 @@ def show_compiled(found: dict, unit: str) -> None:
         if one["error"] is not None:
             continue
         kinds = [f"{n} {kind}" for kind, n in one["collectives"].items() if n]
+        counted = "\n".join(kinds) or "none"
         held = one["program"] == "decode"
         table.add_row(
             f"decode, batch {found['batch']:,}"
@@ -223,7 +224,7 @@ def show_compiled(found: dict, unit: str) -> None:
             gb(one["temporaries"]),
             gb(one["peak_bytes"]),
             f"{one['seconds']:.0f} s",
-            (", ".join(kinds) or "none") if held else "not counted",
+            counted if one["collectives"] else "not counted",
         )
     _print(table)
     for one in found["programs"]:
