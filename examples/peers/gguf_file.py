@@ -51,16 +51,17 @@ def write(folder: Path, to: Path, kind: str) -> Path:
     out.add_rope_freq_base(config["rope_theta"])
     out.add_layer_norm_rms_eps(config["rms_norm_eps"])
     out.add_tokenizer_model("no_vocab")
-    with safe_open(folder / "model.safetensors", "flax") as source:
-        names = source.keys()
-        for name in names:
-            tensor = np.asarray(source.get_tensor(name).astype("float32"))
-            if name.endswith("q_proj.weight"):
-                tensor = _pair(tensor, heads)
-            if name.endswith("k_proj.weight"):
-                tensor = _pair(tensor, kv_heads)
-            type_ = TYPES[kind] if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
-            out.add_tensor(_name(name), gguf.quants.quantize(tensor, type_), raw_dtype=type_)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "flax") as source:
+            names = source.keys()
+            for name in names:
+                tensor = np.asarray(source.get_tensor(name).astype("float32"))
+                if name.endswith("q_proj.weight"):
+                    tensor = _pair(tensor, heads)
+                if name.endswith("k_proj.weight"):
+                    tensor = _pair(tensor, kv_heads)
+                type_ = TYPES[kind] if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+                out.add_tensor(_name(name), gguf.quants.quantize(tensor, type_), raw_dtype=type_)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

@@ -8,9 +8,8 @@ import llama_cpp
 import numpy as np
 
 from examples.peers import gguf_file
+from examples.peers.engines import Host
 from examples.peers.timing import THREADS, Timing
-
-VARIANTS = tuple(gguf_file.TYPES)
 
 
 @llama_cpp.llama_log_callback
@@ -19,17 +18,20 @@ def _silent(level, text, data):
 
 
 class Engine:
-    """One loaded model; variant: a key of gguf_file.TYPES. Converts the checkpoint into `scratch`
-    first.
+    """One loaded model; variant: a key of gguf_file.TYPES. Converts the checkpoint into the host's
+    scratch folder first. RuntimeError: a GPU is asked for, and this build of llama.cpp knows none.
     """
 
-    def __init__(self, folder: Path, variant: str, scratch: Path):
+    def __init__(self, folder: Path, variant: str, host: Host):
         llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
-        path = scratch / f"{folder.name}.{variant}.gguf"
+        if host.platform == "gpu" and not llama_cpp.llama_supports_gpu_offload():
+            raise RuntimeError("llama.cpp was built without a GPU; install it with GGML_CUDA=on")
+        path = host.scratch / f"{folder.name}.{variant}.gguf"
         if not path.exists():
             gguf_file.write(folder, path, variant)
         options = llama_cpp.llama_model_default_params()
+        options.n_gpu_layers = 1000 if host.platform == "gpu" else 0
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if not self._model:
             raise RuntimeError(f"llama.cpp could not load {path}")

@@ -1,5 +1,6 @@
 """What one run of an engine is, and what it reports."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,3 +38,9 @@ def from_events(
     counted = sum(first < when <= last for when, _, _ in events)
     tokens = [[token for _, row, token in events if row == b][:new] for b in range(batch)]
     return Timing(first - began, last - first, counted, tokens)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, least and most of repeated measurements, to four digits."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
