@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-POOL = 1 << 24  # normal numbers that are drawn; larger models repeat them
+POOL = 1 << 26  # normal numbers that are drawn at most; larger models repeat them
 WRITERS = 8
 
 
@@ -57,9 +57,10 @@ def config(shape: Shape) -> dict:
 class _Draws:
     """Matrices of normal numbers, cut from one pool at random places."""
 
-    def __init__(self, seed: int):
+    def __init__(self, shape: Shape, seed: int):
+        largest = max(shape.vocab_size, shape.intermediate_size) * shape.hidden_size
         self._rng = np.random.default_rng(seed)
-        self._pool = self._rng.standard_normal(POOL, np.float32)
+        self._pool = self._rng.standard_normal(min(2 * largest, POOL), np.float32)
         self._scaled: dict[float, np.ndarray] = {}
 
     def __call__(self, rows: int, columns: int, deviation: float) -> np.ndarray:
@@ -67,17 +68,18 @@ class _Draws:
             scaled = self._pool * np.float32(deviation)
             self._scaled[deviation] = scaled.astype(ml_dtypes.bfloat16)
         pool = self._scaled[deviation]
-        start, size = int(self._rng.integers(POOL)), rows * columns
-        copies = math.ceil((start + size) / POOL)
-        flat = pool[start : start + size] if copies == 1 else np.tile(pool, copies)[start:]
-        return np.ascontiguousarray(flat[:size].reshape(rows, columns))
+        size = rows * columns
+        if size > len(pool):
+            pool = np.tile(pool, math.ceil(size / len(pool)))
+        start = int(self._rng.integers(len(pool) - size + 1))
+        return pool[start : start + size].reshape(rows, columns)
 
 
 def write(folder: Path, shape: Shape, seed: int = 0) -> Path:
     """Fill `folder` with a bfloat16 checkpoint: normal weights of deviation fan_in^-1/2 (embeddings
     0.02). A file a layer, and one for the rest.
     """
-    draw, count = _Draws(seed), shape.num_hidden_layers
+    draw, count = _Draws(shape, seed), shape.num_hidden_layers
     names = [f"model-{i + 1:05}-of-{count + 1:05}.safetensors" for i in range(count + 1)]
     folder.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
