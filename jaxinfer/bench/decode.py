@@ -123,6 +123,11 @@ def _device(subject: Subject, case: Case, ceilings, repeats, trace) -> tuple[dic
     if trace is not None:
         state = jax.block_until_ready(loop.prepare())
         row["kernels"] = profile.kernels(
-            trace, lambda: loop(state), loop.programs.texts(), ceilings.read, case.taken
+            trace,
+            lambda: loop(state),
+            loop.programs.texts(),
+            ceilings.read,
+            seconds=timing.median * case.taken,
+            steps=case.taken,
         )
     return row, timing.median

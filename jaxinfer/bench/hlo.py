@@ -95,6 +95,27 @@ class Program:
             self._by_kernel.get(kernel_name(name), "")
         )
 
+    def scope_of(self, name: str) -> str:
+        """Where in the source program an instruction comes from; a fusion with a matrix product, where
+        that does.
+        """
+        instruction = self.instructions[name]
+        inside = self.computations.get(instruction.calls, Computation()).instructions.values()
+        scopes = [one.scope for one in inside if one.scope]
+        products = [scope for scope in scopes if scope.endswith("dot_general")]
+        if products:
+            return products[-1]
+        return instruction.scope or (scopes[-1] if scopes else "")
+
+    def library_calls(self) -> dict[tuple[str, int | None], int]:
+        """How many calls of a matrix library there are, by (place in the source, bytes)."""
+        found: dict[tuple[str, int | None], int] = {}
+        for name, one in self.instructions.items():
+            if "cublas" in one.target:
+                key = (one.scope, self.bytes_of(name))
+                found[key] = found.get(key, 0) + 1
+        return found
+
     def bytes_of(self, name: str) -> int | None:
         """Bytes read and written by one execution of an instruction; None where its parts do the
         work.

@@ -125,6 +125,11 @@ def run(
     if trace is not None:
         state = jax.block_until_ready(prefill.prepare())
         row["kernels"] = profile.kernels(
-            trace, lambda: prefill(state), prefill.programs.texts(), ceilings.read, 1
+            trace,
+            lambda: prefill(state),
+            prefill.programs.texts(),
+            ceilings.read,
+            seconds=timing.median,
+            steps=1,
         )
     return row

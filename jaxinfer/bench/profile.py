@@ -7,6 +7,7 @@ program that it came from, which says where in the model it is and how many byte
 import dataclasses
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from jax.profiler import ProfileData
 from jaxinfer.bench.hlo import Program
 
 IDLE = "(no kernel runs)"
+LIBRARY = re.compile("nvjet|cutlass|gemm|gemv")  # in the names of cuBLAS's kernels
+HOLDERS = ("call", "while", "conditional")  # instructions that only hold others
 OTHERS = "(others)"
 SHOWN = 40  # kinds of kernels that a result keeps
 
@@ -57,15 +60,19 @@ def kernels(
     run: Callable[[], object],
     programs: Iterable[str],
     read_ceiling: float,
+    *,
+    seconds: float,
     steps: int,
 ) -> list[dict]:
     """Trace `run` into `folder` and describe where its time went, ready for JSON: as `Kernel`, with
     the time and launches of one of `steps` steps.
 
-    programs: the compiled texts. Beyond SHOWN kinds the rest is one row.
+    programs: the compiled texts. seconds: what `run` takes without a profiler. Beyond SHOWN kinds the rest is one row.
     """
     found = launches(trace(folder, run))
-    rows = table(found, [Program(text) for text in programs], read_ceiling)
+    rows = table(
+        found, [Program(text) for text in programs], read_ceiling, seconds=seconds, runs=steps
+    )
     rest = rows[SHOWN:]
     if rest:
         count, us, share = (
@@ -125,43 +132,53 @@ def _event(event, needs_op: bool) -> Launch | None:
 
 
 def _without_inner(events: list[Launch]) -> list[Launch]:
-    """Events of one line with the time of those inside them taken away."""
+    """Events of one line with their own time: without what ran inside them, and without the moments
+    that a GPU lets a kernel begin before the one ahead has ended, which count for the earlier.
+    """
     done: list[Launch] = []
-    open_: list[tuple[Launch, float]] = []  # an event that has not ended, and the time inside it
-
-    def close():
-        event, inner = open_.pop()
-        took = event.end - event.start
-        done.append(Launch(event.name, event.op, event.start, event.end, max(0.0, took - inner)))
-        if open_:
-            open_[-1] = (open_[-1][0], open_[-1][1] + took)
+    open_: list[tuple[Launch, float]] = []  # an event that may still hold others, and its own time
 
     for event in sorted(events, key=lambda event: (event.start, -event.end)):
-        while open_ and open_[-1][0].end <= event.start:
-            close()
-        open_.append((event, 0.0))
-    while open_:
-        close()
-    return done
+        while open_ and open_[-1][0].end < event.end:
+            done.append(_own(*open_.pop()))
+        reached = max((one.end for one in done[-1:]), default=event.start)
+        own = max(0.0, event.end - max(event.start, reached))
+        if open_:
+            outer, left = open_[-1]
+            open_[-1] = outer, max(0.0, left - own)
+        open_.append((event, own))
+    return done + [_own(*one) for one in open_]
+
+
+def _own(event: Launch, ns: float) -> Launch:
+    return dataclasses.replace(event, self_ns=ns)
 
 
 def table(
-    found: Sequence[Launch], programs: Iterable[Program], read_ceiling: float
+    found: Sequence[Launch],
+    programs: Iterable[Program],
+    read_ceiling: float,
+    *,
+    seconds: float,
+    runs: int = 1,
 ) -> list[Kernel]:
-    """Launches by kind (name without numbers, place in the model, bytes), longest first; the time in
-    which none ran is a row of its own. read_ceiling: bytes per second.
+    """Launches by kind (name without numbers, place in the model, bytes), longest first.
+
+    read_ceiling: bytes per second. seconds: what the same work takes when nobody looks, of which the
+    shares are; what no kernel accounts for is a row of its own. runs: how often the programs' loops
+    went round, by which calls of libraries are told apart.
     """
     if not found:
         raise ValueError("a table of kernels needs a trace with device work, got none")
     programs = list(programs)
+    counts = Counter(launch.name for launch in found)
     groups: dict[tuple[str, str, int | None], list[float]] = {}
     for launch in found:
-        scope, moved = _origin(launch, programs)
+        scope, moved = _origin(launch, programs, counts[launch.name] / runs)
         key = (re.sub(r"[._]\d+(?=$|[._])", "", launch.name), scope, moved)
         groups.setdefault(key, []).append(launch.self_ns)
-    window = max(launch.end for launch in found) - found[0].start
-    idle = max(0.0, window - _busy(found))
-    total = sum(map(sum, groups.values())) + idle
+    total = max(seconds * 1e9, _busy(found))
+    idle = total - _busy(found)
     kernels = []
     for (name, scope, moved), times in groups.items():
         spent = sum(times)
@@ -174,12 +191,24 @@ def table(
     return sorted(kernels, key=lambda kernel: -kernel.us)
 
 
-def _origin(launch: Launch, programs: list[Program]) -> tuple[str, int | None]:
-    """(place in the model, bytes of a launch), or ("", None) where no program knows it."""
+def _origin(launch: Launch, programs: list[Program], per_run: float) -> tuple[str, int | None]:
+    """(place in the model, bytes of a launch), or ("", None) where no program knows it.
+
+    A library's kernel has a name of its own: it belongs to the only calls of which there are as many.
+    """
     for program in programs:
         instruction = program.find(launch.op or launch.name) or program.find(launch.name)
-        if instruction is not None:
-            return place(instruction.scope), program.bytes_of(instruction.name)
+        if instruction is not None and instruction.opcode not in HOLDERS:
+            found = instruction.name
+            return place(program.scope_of(found)), program.bytes_of(found)
+    for program in programs:
+        calls: dict[tuple[str, int | None], int] = {}
+        for (scope, moved), count in program.library_calls().items():
+            key = (place(scope), moved)
+            calls[key] = calls.get(key, 0) + count
+        same = [key for key, count in calls.items() if count == per_run]
+        if len(same) == 1 and LIBRARY.search(launch.name):
+            return same[0]
     return "", None
 
 

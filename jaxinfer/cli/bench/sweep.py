@@ -18,6 +18,7 @@ from jaxinfer.cli import output
 from jaxinfer.cli.bench.lists import PLAIN, methods
 
 Say = Callable[[str], None]
+SHOWING = ("json", "output", "plot", "traceback")  # flags that change nothing but what is shown
 
 
 def check(values: FlagValues, longest: int | None) -> None:
@@ -93,9 +94,13 @@ def progress() -> Iterator[Say]:
 
 
 def argv(values: FlagValues, kind: str) -> list[str]:
-    """The command line again, from the flags that were given."""
+    """The command line again, from the flags that were given and that change what is measured."""
     given = {name: values[name].value for name in values if values[name].present}
-    words = [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in given.items()
+        if name not in SHOWING
+    ]
     return ["bench", kind, *words]
 
 
