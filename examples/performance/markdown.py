@@ -105,6 +105,7 @@ def page(documents: Sequence[dict]) -> str:
             title = TITLES[document["kind"]]
             parts.append(f"### {title}")
         parts += [_origin(document), *_tables(document)]
+        parts += [document["note"]] if "note" in document else []
     return "\n\n".join(parts)
 
 
@@ -212,7 +213,9 @@ def _ratios(ratios: Sequence[dict], cases) -> list[list[str]]:
         if case not in lines.setdefault(best, {}):  # the first of a case is best against best
             lines[best][case] = f"{row['ratio']:.2f}"
         if ours == theirs:
-            lines.setdefault(f"{ours} / {_name(peer)} {ours}", {})[case] = f"{row['ratio']:.2f}"
+            lines.setdefault(f"jaxinfer {ours} / {_name(peer)} {ours}", {})[case] = (
+                f"{row['ratio']:.2f}"
+            )
     return [
         [f"*{name}*", *(found.get(case, "") for case in cases)] for name, found in lines.items()
     ]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from absl.flags import FlagValues
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -102,7 +103,9 @@ def _compare(values, reference: quality.Side, candidate: quality.Side, text: str
 def show(described: dict, console: Console) -> None:
     """Two tables and the verdict."""
     sides = [described["reference"], described["candidate"]]
-    table = Table("", "reference", "candidate", title=f"{described['tokens']} tokens")
+    table = Table(
+        f"{described['tokens']:,} tokens", "reference", "candidate", box=SIMPLE_HEAD, pad_edge=False
+    )
     table.add_row("setting", *(side["setting"] for side in sides))
     for name in ("perplexity", "bits_per_byte"):
         cells = (f"{side[name]:.4f} ± {side[f'{name}_error']:.4f}" for side in sides)
@@ -116,22 +119,22 @@ def show(described: dict, console: Console) -> None:
 
 def _distances(described: dict) -> Table:
     kl, parted = described["kl"], described["continuations"]
-    table = Table("candidate against reference", "")
+    table = Table("candidate against reference", "", box=SIMPLE_HEAD, pad_edge=False)
     rise = f"{described['perplexity_rise']:+.3%} ± {described['perplexity_rise_error']:.3%}"
     table.add_row("perplexity", rise)
-    table.add_row("KL a token, nats: mean", f"{kl['mean']:.3g} ± {kl['error']:.1g}")
-    table.add_row("median, p99, max", f"{kl['median']:.3g}, {kl['p99']:.3g}, {kl['max']:.3g}")
+    table.add_row("KL a token, nats", f"{kl['mean']:.3g} ± {kl['error']:.1g}")
+    table.add_row("KL: median, p99, max", f"{kl['median']:.3g}, {kl['p99']:.3g}, {kl['max']:.3g}")
     table.add_row("top-1 agreement", f"{described['top1_agreement']:.2%}")
     table.add_row("top-5 overlap", f"{described['top5_overlap']:.2%}")
     table.add_row("accepted as a draft", f"{described['acceptance']:.2%}")
     delta = f"{described['mean_delta_logprob']:.3g}, {described['max_delta_logprob']:.3g}"
-    table.add_row("|change of log-probability|: mean, max", delta)
+    table.add_row("change of log-probability: mean, max", delta)
     if parted["prompts"]:
         same = f"{parted['identical']} of {parted['prompts']} for {parted['tokens']} tokens"
         table.add_row("identical greedy continuations", same)
     if parted["least"] is not None:
-        where = f"{parted['least']}, {parted['median']:g}, {parted['most']}"
-        table.add_row("others part at token: least, median, most", where)
+        where = f"{parted['least']} .. {parted['most']}, median {parted['median']:g}"
+        table.add_row("others part at token", where)
     return table
 
 
