@@ -22,6 +22,10 @@ def _three(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def _of(rate: float, unit: str, part: float) -> str:
+    return f"{si(rate, unit)} {part * 100:3.0f}%"
+
+
 def _percent(name: str) -> Callable[[dict], str]:
     return lambda row: f"{row[name] * 100:.0f}%"
 
@@ -43,10 +47,11 @@ SHAPE: tuple[Column, ...] = (
 RATES: tuple[Column, ...] = (
     ("±", lambda row: f"{row['spread'] * 100:.0f}%"),
     ("tok/s", _count("tokens_per_s")),
-    ("read", lambda row: si(row["bytes_per_s"], "B/s")),
-    ("of read", _percent("of_read_ceiling")),
-    ("computed", lambda row: si(row["flop_per_s"], "FLOP/s")),
-    ("of matmul", _percent("of_matmul_ceiling")),
+    ("read, of ceiling", lambda row: _of(row["bytes_per_s"], "B/s", row["of_read_ceiling"])),
+    (
+        "computed, of ceiling",
+        lambda row: _of(row["flop_per_s"], "FLOP/s", row["of_matmul_ceiling"]),
+    ),
     ("floor ms", _time("floor_ms")),
     ("of floor", _percent("of_floor")),
 )
@@ -123,9 +128,9 @@ def kernels(row: dict) -> Table:
 
 
 def _table(names: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in names:
-        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
     return table
 
 

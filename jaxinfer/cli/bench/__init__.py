@@ -208,7 +208,7 @@ PREFILL = Command(
     name="bench prefill",
     summary="time to first token of prompts against this machine's limit",
     description="Runs the engine's own step over whole prompts, from ids on the host to first tokens "
-    f"on the host (TTFT). of matmul is the model FLOP utilization. {MEANINGS}",
+    f"on the host (TTFT). The computed part of the ceiling is the model FLOP utilization. {MEANINGS}",
     examples=(
         "jaxinfer bench prefill --batch=1,4 --context=512",
         "jaxinfer bench prefill --model=llama-3.1-8b --weights=random --batch=16 --profile",

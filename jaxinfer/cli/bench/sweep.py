@@ -18,6 +18,7 @@ from jaxinfer.cli import output
 from jaxinfer.cli.bench.lists import PLAIN, methods
 
 Say = Callable[[str], None]
+WIDEST = 160  # columns of the widest table
 SHOWING = ("json", "output", "plot", "traceback")  # flags that change nothing but what is shown
 
 
@@ -118,8 +119,10 @@ def show(values: FlagValues, kind: str, document: dict) -> None:
 
 
 def _print(kind: str, document: dict) -> None:
-    terminal = output.is_terminal(sys.stdout)
-    console = Console(file=sys.stdout, width=None if terminal else 200, highlight=False)
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = max(
+        console.width, WIDEST
+    )  # a table that is cut is worth less than one that wraps
     machine, rows = document["hardware"], document["rows"]
     names = {row["model"] for row in rows if "model" in row}
     console.print(f"bench {kind}: {', '.join(sorted(names))} on {machine['device']}")
