@@ -14,6 +14,7 @@ from flax import struct
 
 from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
+from pallas_kernels.ragged_attention import page_slots
 from pallas_kernels.ring import slot_of
 
 
@@ -125,7 +126,9 @@ def init_cache(
 
     def zeros(group):
         pages, size = (
-            (batch, rings[group].capacity) if page_size is None else (num_pages[group], page_size)
+            (batch, page_slots(rings[group].capacity))
+            if page_size is None
+            else (num_pages[group], page_size)
         )
         return jnp.zeros((pages, K, size, H), dtype, device=place)
 

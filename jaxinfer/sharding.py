@@ -4,10 +4,12 @@ A shape is written with the project's letters ("BTD"), so a shape names its own 
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "model")
 RULES = {
@@ -71,7 +73,7 @@ def model_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["model"]
 
 
-def data_shards(mesh: Mesh | None) -> int:
+def data_shards(mesh: Mesh | AbstractMesh | None) -> int:
     """How many parts of the batch run side by side."""
     return 1 if mesh is None else mesh.shape["data"]
 
@@ -81,6 +83,26 @@ def place(letters: str, mesh: Mesh | None):
     if mesh is None:
         return jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return NamedSharding(mesh, spec(letters))
+
+
+def in_force() -> AbstractMesh | None:
+    """The mesh that the program being traced is for (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def per_shard(function: Callable, inputs: tuple[str, ...], outputs: Any) -> Callable:
+    """`function` run on each device's own part of its arguments, written `inputs` (a letter string
+    each; an argument may be None), and giving parts of results written `outputs` (a string or a
+    tuple of them). For kernels, which the partitioner cannot split. Without a mesh, the function.
+    """
+    mesh = in_force()
+    if mesh is None or mesh.size == 1:
+        return function
+    places = tuple(spec(letters) for letters in inputs)
+    return jax.shard_map(
+        function, in_specs=places, out_specs=jax.tree.map(spec, outputs), check_vma=False
+    )
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:

@@ -14,6 +14,14 @@ def platform() -> str:
     return "cpu" if kind == "cpu" else "tpu" if kind.startswith("tpu") else "gpu"
 
 
+def whole_program() -> bool:
+    """Whether a traced program is what one device runs: no mesh, a mesh of one, or the inside of a
+    `shard_map`. Elsewhere the partitioner would have to split a kernel, and cannot.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1 or set(mesh.manual_axes) == set(mesh.axis_names)
+
+
 def hopper() -> bool:
     """Whether a traced program will run on one GPU of compute capability 9 (H100, H200): what our
     Mosaic GPU kernels are written for.

@@ -8,13 +8,13 @@ from flax import struct
 
 from jaxinfer import cache as kv
 from jaxinfer.config import LayerConfig, ModelConfig
+from jaxinfer.models import cached_attention
 from jaxinfer.models.linear import Linear, fused, linear, split, whole
 from jaxinfer.models.norm import Norm, rms
 from jaxinfer.models.rope import rotate, table
 from jaxinfer.ragged import Ragged
 from jaxinfer.sharding import constrain
 from pallas_kernels.causal_attention import causal_attention
-from pallas_kernels.ragged_attention import ragged_attention
 
 
 @struct.dataclass
@@ -117,36 +117,9 @@ def attention(
         q, k, v = (a.reshape(B, batch.max_count, -1, H) for a in (q, k, v))
         out = causal_attention(q, k, v, batch.counts, window=layer.window, **rules)
     else:
-        pages = _store(pages, ring, pages_of, k, v, batch)
-        out = ragged_attention(
-            q,
-            pages.k,
-            pages.v,
-            pages_of,
-            batch.starts,
-            batch.counts,
-            batch.lengths,
-            capacity=ring.capacity,
-            window=ring.window,
-            sinks=ring.sinks,
-            q_far=q_far,
-            max_count=batch.max_count,
-            span=batch.span or ring.capacity,
-            packed=batch.packed,
-            **rules,
-        )
+        out, pages = cached_attention.attend(q, k, v, q_far, pages, ring, pages_of, batch, **rules)
     out = constrain(out.reshape(T, N * H), tokens + "N")
     return constrain(linear(out, p.out, config, residual=residual), tokens + "."), pages
-
-
-def _store(pages, ring, pages_of, k, v, batch):
-    if pages_of is not None:
-        return kv.write(pages, ring, pages_of, k, v, batch.positions, batch.rows)
-    B, T = batch.lengths.shape[0], batch.max_count
-    shape = (B, T, *k.shape[1:])
-    return kv.write(
-        pages, ring, None, k.reshape(shape), v.reshape(shape), batch.positions.reshape(B, T), None
-    )
 
 
 def _stream_table(layer, batch, ring):

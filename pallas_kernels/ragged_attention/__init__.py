@@ -4,14 +4,20 @@ operation.
 
 import jax
 
-from pallas_kernels.backend import hopper
-from pallas_kernels.ragged_attention import mosaic_gpu_prefill, reference, xla
+from pallas_kernels.backend import hopper, platform, whole_program
+from pallas_kernels.ragged_attention import mosaic_gpu_prefill, mosaic_tpu, reference, xla
 
 BACKENDS = {
     "xla": xla.ragged_attention,
     "mosaic_gpu_prefill": mosaic_gpu_prefill.ragged_attention,
+    "mosaic_tpu": mosaic_tpu.ragged_attention,
 }
 specification = reference.ragged_attention
+
+
+def page_slots(capacity: int) -> int:
+    """How many slots a page for a whole row of `capacity` should have: on TPUs whole tiles."""
+    return mosaic_tpu.page_slots(capacity) if platform() == "tpu" else capacity
 
 
 def ragged_attention(
@@ -61,6 +67,8 @@ def ragged_attention(
             q, k_pages, table, capacity=capacity, window=window, sinks=sinks, q_far=q_far
         )
         backend = "xla" if reason else "mosaic_gpu_prefill"
+    if backend is None and platform() == "tpu" and whole_program():
+        backend = "xla" if mosaic_tpu.why_not(q, k_pages, table) else "mosaic_tpu"
     return BACKENDS[backend or "xla"](
         q,
         k_pages,

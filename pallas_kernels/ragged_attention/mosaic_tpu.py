@@ -19,13 +19,16 @@ import dataclasses
 import functools
 import math
 import types
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.tpu as pltpu
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
+from pallas_kernels.backend import platform
 from pallas_kernels.ragged_attention.tpu_softmax import LANES, Facts, Softmax
 from pallas_kernels.ragged_attention.tpu_walk import Walk
 
@@ -33,22 +36,43 @@ TABLE_BYTES = 512 * 1024  # of a core's scalar memory, 1 MB
 ONE_BUFFER = 1024 * 1024  # bytes of keys in one block: large enough to stream at full speed
 
 
-def why_not(q, k_pages, table) -> str | None:
-    """Why the kernel cannot take these arguments, or None."""
+def in_hbm(pages):
+    """Keeps the compiler from copying pages into a core's own memory when they happen to fit (there
+    is no compiler to keep where nothing is traced).
+    """
+    if platform() == "tpu" and isinstance(pages, Tracer):
+        return pltpu.with_memory_space_constraint(pages, pltpu.HBM)
+    return pages
+
+
+def page_slots(capacity: int) -> int:
+    """`capacity` rounded up to whole tiles, whichever axis of a page lies along the lanes."""
+    return -(-capacity // LANES) * LANES
+
+
+def why_not_pages(k_pages, table) -> str | None:
+    """Why the TPU kernels cannot take these pages, or None."""
     page_size, H = k_pages.shape[2:]
+    if k_pages.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"needs pages in bfloat16 or float32, got {k_pages.dtype}"
     rows = 32 // k_pages.dtype.itemsize  # of a tile
     if H % rows or (H > LANES and H % LANES):
         return f"needs heads of a multiple of {rows} up to {LANES}, or of {LANES}, got {H}"
     rows = rows if H >= LANES else LANES
-    if q.dtype != k_pages.dtype or q.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"needs q and pages in bfloat16 or float32 alike, got {q.dtype} and {k_pages.dtype}"
     if page_size % rows:
         return (
             f"needs pages of a multiple of {rows} slots for {k_pages.dtype}[{H}], got {page_size}"
         )
     if table is not None and table.size * 4 > TABLE_BYTES:
-        return f"needs a page table of at most {TABLE_BYTES} bytes, got {table.shape}; use larger pages"
+        return f"needs a page table of up to {TABLE_BYTES} bytes (take larger pages), got {table.shape}"
     return None
+
+
+def why_not(q, k_pages, table) -> str | None:
+    """Why the kernel cannot take these arguments, or None."""
+    if q.dtype != k_pages.dtype:
+        return f"needs q and pages of one dtype, got {q.dtype} and {k_pages.dtype}"
+    return why_not_pages(k_pages, table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +116,7 @@ def ragged_attention(
     span,
     packed,
     blocks: Blocks | None = None,
-    interpret=False,
+    interpret: Any = False,
 ):
     """Shapes as the package's function. NotImplementedError for what the kernel cannot take.
 
@@ -102,7 +126,7 @@ def ragged_attention(
     T, N, H = q.shape
     K, page_size = k_pages.shape[1:3]
     if reason := why_not(q, k_pages, table):
-        raise NotImplementedError(f"the Mosaic TPU kernel {reason}, or backend='xla'")
+        raise NotImplementedError(f"the Mosaic TPU kernel {reason}; use backend='xla'")
     blocks = blocks or Blocks.of(q, k_pages, max_count)
     unit = math.gcd(page_size, blocks.slots, LANES)
     facts = Facts(
@@ -120,7 +144,7 @@ def ragged_attention(
     scalars = [starts, counts, lengths] + ([] if table is None else [table.reshape(-1)])
     if facts.turned:
         k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
-    inputs = [q, *([q_far] if facts.far else []), k_pages, v_pages]
+    inputs = [q, *([q_far] if facts.far else []), in_hbm(k_pages), in_hbm(v_pages)]
     anywhere = pl.BlockSpec(memory_space=pltpu.HBM)
     scratch = _scratch(q, k_pages, facts)
     held = sum(math.prod(s.shape) * s.dtype.itemsize for s in scratch.values() if s.shape[2:])
@@ -215,7 +239,7 @@ def _kernel(*refs, facts: Facts, names, tabled):
         _copy_out(r, facts, buffer, 0, r.pending[buffer], "wait")
 
 
-def _by_powers(most, count, copy):
+def by_powers(most, count, copy):
     """copy(begin, size) for pieces that make up `count` <= `most`, a power of two: sizes are
     static.
     """
@@ -234,7 +258,7 @@ def _copy_out(r, facts, buffer, token, count, action):
         source = r.out.at[buffer, pl.ds(begin, size)]
         getattr(pltpu.make_async_copy(source, target, r.out_ready.at[buffer]), action)()
 
-    _by_powers(facts.queries, count, piece)
+    by_powers(facts.queries, count, piece)
 
 
 class _Tile:
@@ -260,7 +284,7 @@ class _Tile:
                 target = target.at[buffer, pl.ds(begin, size)]
                 getattr(pltpu.make_async_copy(source, target, r.q_ready.at[buffer]), action)()
 
-        _by_powers(self.facts.queries, self.count, piece)
+        by_powers(self.facts.queries, self.count, piece)
 
     def copy_block(self, n, buffer, action):
         """The units of the n-th block that hold a needed slot."""

@@ -126,8 +126,11 @@ class Softmax:
             used = walk.seen(of_values, tile.newest, tile.oldest)
             if self.facts.far:
                 far = begin + lax.broadcasted_iota(jnp.int32, across, 1) < walk.sinks
-        for k in range(self.K):
-            self._head(k, buffer, seen, used, far)
+        if self.size == 1:  # little work each: let the compiler overlap the heads
+            for k in range(self.K):
+                self._head(k, buffer, seen, used, far)
+        else:
+            lax.fori_loop(0, self.K, lambda k, _: self._head(k, buffer, seen, used, far), None)
 
     def _head(self, k, buffer, seen, used, far):
         r, rows, facts = self.r, pl.ds(0, self.rows), self.facts

@@ -1,0 +1,224 @@
+"""Writing new keys and values into a paged ring cache on TPUs (Pallas, Mosaic), in place.
+
+A slot is less than a tile of memory, so tiles are read, changed and written back: XLA's scatter
+copies the whole cache into another layout and back for that (seen in the optimized HLO of prefill,
+and of decode where heads have fewer than 128 elements). Here only the groups of slots with new
+tokens move, several at a time in flight: decoding touches one group of each row.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+from typing import Any
+
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.tpu as pltpu
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.ragged_attention.mosaic_tpu import by_powers, in_hbm, why_not_pages
+from pallas_kernels.ragged_attention.tpu_softmax import LANES
+
+FLIGHTS = 8  # groups on their way at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What a kernel is compiled for. group: slots that are read and written together."""
+
+    group: int
+    page_size: int
+    pages: int | None
+    capacity: int
+    sinks: int
+    turned: bool
+
+
+def ring_write(
+    k_pages,
+    v_pages,
+    k,
+    v,
+    table,
+    starts,
+    counts,
+    lengths,
+    *,
+    capacity,
+    sinks=0,
+    max_count,
+    interpret: Any = False,
+):
+    """Shapes as the package's function. NotImplementedError for what the kernel cannot take."""
+    K, page_size, H = k_pages.shape[1:]
+    if reason := why_not_pages(k_pages, table):
+        raise NotImplementedError(f"the Mosaic TPU kernel {reason}")
+    rows = 32 // k_pages.dtype.itemsize  # of a tile
+    turned = H < LANES
+    group = LANES if turned else rows if max_count == 1 else math.gcd(page_size, 2 * rows)
+    pages = None if table is None else table.shape[1]
+    facts = _Facts(group, page_size, pages, capacity, sinks, turned)
+    if turned:
+        k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
+    tile = (K, H, group) if turned else (K, group, H)
+    old = pltpu.VMEM((FLIGHTS, *tile), k_pages.dtype)
+    new = pltpu.VMEM((FLIGHTS, group, K, H), k_pages.dtype)
+    wide = pltpu.VMEM((-(-H // LANES), group * (-(-K // 8) * 8), min(H, LANES)), jnp.float32)
+    arrivals = pltpu.SemaphoreType.DMA((FLIGHTS,))
+    scratch = dict(old_k=old, old_v=old, out_k=old, out_v=old, new_k=new, new_v=new, wide=wide)
+    scratch |= dict(old_ready=arrivals, new_ready=arrivals, out_ready=arrivals)
+    scalars = [starts, counts, lengths] + ([] if table is None else [table.reshape(-1)])
+    names = ["starts", "counts", "lengths"] + ([] if table is None else ["table"])
+    names += ["k_in", "v_in", "k", "v", "k_out", "v_out", *scratch]
+    anywhere = pl.BlockSpec(memory_space=pltpu.HBM)
+    first = len(scalars)
+    k_pages, v_pages = pl.pallas_call(
+        functools.partial(_kernel, facts=facts, names=names),
+        out_shape=[pltpu.HBM(k_pages.shape, k_pages.dtype)] * 2,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=first,
+            grid=(1,),
+            in_specs=[anywhere] * 4,
+            out_specs=[anywhere] * 2,
+            scratch_shapes=list(scratch.values()),
+        ),
+        input_output_aliases={first: 0, first + 1: 1},
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=64 * 1024 * 1024),
+        interpret=interpret,
+        name="ring_write",
+    )(
+        *(x.astype(jnp.int32) for x in scalars),
+        in_hbm(k_pages),
+        in_hbm(v_pages),
+        *(x.astype(k_pages.dtype) for x in (k, v)),
+    )
+    if turned:
+        k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
+    return k_pages, v_pages
+
+
+def _kernel(*refs, facts: _Facts, names):
+    r = types.SimpleNamespace(**dict(zip(names, refs, strict=True)))
+    B = r.counts.shape[0]
+
+    def settle(row):
+        """The first row from `row` on that has tokens."""
+        return lax.while_loop(
+            lambda row: (row < B) & (r.counts[jnp.minimum(row, B - 1)] == 0),
+            lambda row: row + 1,
+            row,
+        )
+
+    def following(row, n):
+        more = n + 1 < _Group(r, facts, row, n).groups
+        row = jnp.where(more, row, settle(row + jnp.where(more, 0, 1)))
+        return row, jnp.where(more, n + 1, 0)
+
+    def fetch(i, row, n):
+        pl.when(row < B)(lambda: _Group(r, facts, row, n).fetch(lax.rem(i, FLIGHTS), "start"))
+        return following(row, n)
+
+    def step(state):
+        i, row, n, ahead_row, ahead_n = state
+        ahead = fetch(i + FLIGHTS - 1, ahead_row, ahead_n)
+        flight = lax.rem(i, FLIGHTS)
+        here = _Group(r, facts, row, n)
+        here.fetch(flight, "wait")
+        pl.when(i >= FLIGHTS)(lambda: here.store(flight, "wait"))  # the group that flew before
+        here.merge(flight)
+        here.store(flight, "start")
+        return i + 1, *following(row, n), *ahead
+
+    zero = jnp.int32(0)
+    start = (settle(zero), zero)
+    ahead = lax.fori_loop(0, FLIGHTS - 1, lambda i, state: fetch(i, *state), start)
+    state = lax.while_loop(lambda state: state[1] < B, step, (zero, *start, *ahead))
+    last = _Group(r, facts, zero, zero)
+    for flight in range(FLIGHTS):
+        pl.when(flight < state[0])(functools.partial(last.store, flight, "wait"))
+
+
+class _Group:
+    """The n-th group of slots that the new tokens of a row go to."""
+
+    def __init__(self, r, facts: _Facts, row, n):
+        self.r, self.facts = r, facts
+        self.row = row = jnp.minimum(row, r.counts.shape[0] - 1)
+        count, first = r.counts[row], r.lengths[row] - r.counts[row]
+        ring = facts.sinks + lax.rem(
+            jnp.maximum(first - facts.sinks, 0), facts.capacity - facts.sinks
+        )
+        slot = jnp.where(first < facts.sinks, first, ring) if facts.sinks else ring
+        end = jnp.minimum(slot + count, facts.capacity)
+        around = count - (end - slot)  # tokens that begin the ring's next lap
+        token = r.starts[row]
+        # slots from .. to take the tokens from `token` on
+        self.runs = (slot, end, token), (facts.sinks, facts.sinks + around, token + end - slot)
+        blocks, begin = -(-facts.capacity // facts.group), slot // facts.group
+        straight = (end - 1) // facts.group - begin + 1
+        lap = blocks - begin + (facts.sinks + around - 1) // facts.group + 1
+        self.groups = jnp.where(around == 0, straight, jnp.minimum(lap, blocks))
+        block = begin + n
+        self.begin = jnp.where(block >= blocks, block - blocks, block) * facts.group
+
+    def fetch(self, flight, action):
+        """What the group holds, and its new tokens."""
+        r, facts = self.r, self.facts
+        for source, target in ((r.k_in, r.old_k), (r.v_in, r.old_v)):
+            source = source.at[self._place()]
+            copy = pltpu.make_async_copy(source, target.at[flight], r.old_ready.at[flight])
+            getattr(copy, action)()
+        for slot, end, token in self.runs:
+            low = jnp.maximum(slot, self.begin)
+            high = jnp.minimum(end, self.begin + facts.group)
+            into, token = low - self.begin, token + low - slot
+
+            def piece(begin, size, into=into, token=token):
+                for source, target in ((r.k, r.new_k), (r.v, r.new_v)):
+                    source = source.at[pl.ds(token + begin, size)]
+                    target = target.at[flight, pl.ds(into + begin, size)]
+                    copy = pltpu.make_async_copy(source, target, r.new_ready.at[flight])
+                    getattr(copy, action)()
+
+            by_powers(facts.group, jnp.maximum(high - low, 0), piece)
+
+    def store(self, flight, action):
+        r = self.r
+        for source, target in ((r.out_k, r.k_out), (r.out_v, r.v_out)):
+            target = target.at[self._place()]
+            copy = pltpu.make_async_copy(source.at[flight], target, r.out_ready.at[flight])
+            getattr(copy, action)()
+
+    def _place(self):
+        """Where the group lies in the pages."""
+        facts, page, offset = self.facts, self.row, self.begin
+        if facts.pages is not None:
+            page = self.r.table[self.row * facts.pages + self.begin // facts.page_size]
+            offset = lax.rem(self.begin, facts.page_size)
+        across = (slice(None),) * (2 if facts.turned else 1)
+        return (page, *across, pl.ds(pl.multiple_of(offset, facts.group), facts.group))
+
+    def merge(self, flight):
+        """New tokens over old ones, head by head."""
+        r, facts = self.r, self.facts
+        group, K, H = r.new_k.shape[1:]
+        stride = r.wide.shape[1] // group
+        shape = (1, group) if facts.turned else (group, 1)
+        slots = self.begin + lax.broadcasted_iota(jnp.int32, shape, shape.index(group))
+        fresh = jnp.zeros(shape, bool)
+        for slot, end, _ in self.runs:
+            fresh |= (slots >= slot) & (slots < end)
+        sources = (r.new_k, r.old_k, r.out_k), (r.new_v, r.old_v, r.out_v)
+        for new, old, out in sources:
+            for part in range(r.wide.shape[0]):
+                lanes = pl.ds(part * LANES, min(H, LANES))
+                for i in range(group):  # float32: there single rows can be picked
+                    token = new[flight, i, :, lanes].astype(jnp.float32)
+                    r.wide[part, pl.ds(i * stride, K), :] = token
+                for k in range(K):
+                    found = r.wide[part, pl.ds(k, group, stride=stride), :]
+                    place = (flight, k) if facts.turned else (flight, k, slice(None), lanes)
+                    found = found.T if facts.turned else found
+                    before = old[place].astype(jnp.float32)
+                    out[place] = jnp.where(fresh, found, before).astype(out.dtype)
