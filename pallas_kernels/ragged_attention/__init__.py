@@ -2,13 +2,24 @@
 operation.
 """
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.backend import hopper, platform, whole_program
-from pallas_kernels.ragged_attention import mosaic_gpu_prefill, mosaic_tpu, reference, xla
+from pallas_kernels.ragged_attention import (
+    mosaic_gpu,
+    mosaic_gpu_prefill,
+    mosaic_tpu,
+    reference,
+    xla,
+)
+from pallas_kernels.ring import slot_of
 
 BACKENDS = {
     "xla": xla.ragged_attention,
+    "mosaic_gpu": mosaic_gpu.ragged_attention,
     "mosaic_gpu_prefill": mosaic_gpu_prefill.ragged_attention,
     "mosaic_tpu": mosaic_tpu.ragged_attention,
 }
@@ -62,11 +73,10 @@ def ragged_attention(
         raise ValueError(
             f"packed=False needs T = B * max_count, got {q.shape=}, {lengths.shape=}, {max_count=}"
         )
-    if backend is None and hopper() and max_count > 1:
-        reason = mosaic_gpu_prefill.why_not(
-            q, k_pages, table, capacity=capacity, window=window, sinks=sinks, q_far=q_far
-        )
-        backend = "xla" if reason else "mosaic_gpu_prefill"
+    if backend is None and hopper():
+        rules = dict(capacity=capacity, window=window, sinks=sinks, q_far=q_far)
+        reason = mosaic_gpu.why_not(q, k_pages, table, max_count=max_count, **rules)
+        backend = "xla" if reason else "mosaic_gpu"
     if backend is None and platform() == "tpu" and whole_program():
         backend = "xla" if mosaic_tpu.why_not(q, k_pages, table) else "mosaic_tpu"
     return BACKENDS[backend or "xla"](
@@ -87,3 +97,46 @@ def ragged_attention(
         span=min(span, capacity),
         packed=packed,
     )
+
+
+def attend_and_write(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    table: jax.Array | None,
+    starts: jax.Array,
+    counts: jax.Array,
+    lengths: jax.Array,
+    *,
+    capacity: int,
+    sinks: int = 0,
+    max_count: int,
+    backend: str | None = None,
+    **rules: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`ragged_attention` over pages that do not hold the new tokens yet: (answers, k_pages, v_pages
+    with them), the pages updated in place where the caller gives them up.
+
+    k, v [T, K, H]: the new tokens' keys and values; the rest as `ragged_attention`. The backend
+    "mosaic_gpu" writes rows of one new token in the attention kernel itself; otherwise, and by
+    default, this is a write followed by attention.
+    """
+    rules |= dict(capacity=capacity, sinks=sinks, max_count=max_count)
+    given = table, starts, counts, lengths
+    if backend == "mosaic_gpu":
+        return mosaic_gpu.attend_and_write(q, k, v, k_pages, v_pages, *given, **rules)
+    index = jnp.arange(max_count, dtype=jnp.int32)[None]
+    slot = slot_of(jnp.maximum((lengths - counts)[:, None] + index, 0), capacity, sinks)
+    size = k_pages.shape[2]
+    row = jnp.arange(lengths.shape[0], dtype=jnp.int32)[:, None]
+    page = jnp.broadcast_to(row, slot.shape) if table is None else table[row, slot // size]
+    page = jnp.where(index < counts[:, None], page, k_pages.shape[0])  # past the end: dropped
+    token = jnp.minimum(starts[:, None] + index, q.shape[0] - 1)
+    k_pages, v_pages = (
+        pages.at[page, :, slot % size].set(x[token].astype(pages.dtype), mode="drop")
+        for pages, x in ((k_pages, k), (v_pages, v))
+    )
+    out = ragged_attention(q, k_pages, v_pages, *given, backend=backend, **rules)
+    return out, k_pages, v_pages

@@ -1,0 +1,85 @@
+"""Ragged paged ring attention on Hopper through Pallas Mosaic GPU: which form takes which batch."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.backend import multiprocessors
+from pallas_kernels.ragged_attention import mosaic_gpu_decode, mosaic_gpu_prefill
+from pallas_kernels.ragged_attention.mosaic_gpu_decode import Blocks
+
+TUNED = Path(__file__).parents[1] / "tuned" / "nvidia_h200.ragged_attention.json"
+
+
+@functools.cache
+def _tuned() -> dict[str, dict[str, int]]:
+    """Block sizes of the decode form, for each head size that was measured."""
+    return json.loads(TUNED.read_text())["decode"]
+
+
+def decode_blocks(H: int) -> Blocks:
+    """The block sizes for heads of H: those of the next measured size."""
+    sizes = sorted(int(size) for size in _tuned())
+    size = next((size for size in sizes if size >= H), sizes[-1])
+    tuned = Blocks(**_tuned()[str(size)], processors=multiprocessors())
+    return mosaic_gpu_decode.fitting(tuned, H)
+
+
+def why_not(q, k_pages, table, *, capacity, window, sinks, q_far, max_count: int) -> str | None:
+    """Why no kernel can take these arguments, or None."""
+    if max_count > 1:
+        rules = dict(capacity=capacity, window=window, sinks=sinks, q_far=q_far)
+        return mosaic_gpu_prefill.why_not(q, k_pages, table, **rules)
+    return mosaic_gpu_decode.why_not(q, k_pages, table, blocks=decode_blocks(q.shape[2]))
+
+
+def ragged_attention(
+    q, k_pages, v_pages, table, starts, counts, lengths, *, max_count, packed, **rules
+):
+    """Shapes as the package's function. NotImplementedError for what no kernel can take."""
+    if max_count > 1:
+        return mosaic_gpu_prefill.ragged_attention(
+            q, k_pages, v_pages, table, starts, counts, lengths,
+            max_count=max_count, packed=packed, **rules,
+        )  # fmt: skip
+    given = q, k_pages, v_pages, table, starts, counts, lengths
+    return _decode(*given, packed=packed, new=None, **rules)
+
+
+def attend_and_write(
+    q, k, v, k_pages, v_pages, table, starts, counts, lengths, *, max_count, packed, **rules
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Shapes as the package's function. NotImplementedError for what the decode kernel cannot take."""
+    if max_count > 1:
+        raise NotImplementedError(f"writing while attending needs max_count 1, got {max_count}")
+    given = q, k_pages, v_pages, table, starts, counts, lengths
+    return _decode(*given, packed=packed, new=(k, v), **rules)
+
+
+def _decode(
+    q, k_pages, v_pages, table, starts, counts, lengths, *,
+    capacity, scale, window=None, softcap=None, sinks=0, q_far=None, span, packed, new,
+) -> Any:  # fmt: skip
+    blocks = decode_blocks(q.shape[2])
+    reason = mosaic_gpu_decode.why_not(q, k_pages, table, blocks=blocks)
+    if reason is not None:
+        raise NotImplementedError(f"the Mosaic GPU decode kernel {reason}; use backend='xla'")
+    T = q.shape[0]
+    take = jnp.minimum(starts, T - 1)
+    if packed:
+        q, q_far = (None if x is None else x[take] for x in (q, q_far))
+        new = None if new is None else tuple(x[take] for x in new)
+    found = mosaic_gpu_decode.attend(
+        q, k_pages, v_pages, table, counts, lengths, capacity=capacity, scale=scale,
+        window=window, softcap=softcap, sinks=sinks, q_far=q_far, blocks=blocks, new=new,
+    )  # fmt: skip
+    if not packed:
+        return found
+    out, *pages = found if new is not None else (found,)
+    put = jnp.where(counts > 0, take, T)  # T: out of bounds, dropped
+    out = jnp.zeros((T, *out.shape[1:]), out.dtype).at[put].set(out, mode="drop")
+    return (out, *pages) if pages else out

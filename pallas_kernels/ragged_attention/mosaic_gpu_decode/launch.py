@@ -1,0 +1,55 @@
+"""The launch of the decode kernel, a program of its own: lowered once for all layers that share it."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import Form
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.kernel import merge_after, read
+
+
+@functools.partial(jax.jit, static_argnames=("form", "interpret"))
+def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
+    """ranges and rows as `split` has them, given: what else `read` takes -> (answer,), with the pages if
+    form.new.
+    """
+    blocks, H = form.blocks, form.H
+    swizzle = next(bytes for bytes in (128, 64, 32) if H % (bytes // 2) == 0)
+    tiles = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
+    ring = (blocks.warpgroups, blocks.stages)
+    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    grid: dict[str, Any] = dict(
+        grid=(blocks.processors,), grid_names=("processor",),
+        num_threads=blocks.warpgroups, thread_name="wg", interpret=interpret,
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )  # fmt: skip
+    if form.new:
+        k_pages, v_pages = jax.new_ref(k_pages), jax.new_ref(v_pages)
+    found, pieces, stats = plgpu.kernel(
+        functools.partial(read, form),
+        out_type=(
+            out,
+            jax.ShapeDtypeStruct((blocks.workers, 2, *form.piece), jnp.float32),
+            jax.ShapeDtypeStruct((blocks.workers, 2, 2, form.piece[0]), jnp.float32),
+        ),
+        scratch_types=[
+            plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
+            plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
+            plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
+            plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
+        ],
+        **grid,
+    )(ranges, rows, q, k_pages, v_pages, *given)
+    if interpret:
+        # the interpreter runs one processor after another and has no semaphores: merge in a launch
+        # of its own (what nothing has written is NaN there)
+        merged = plgpu.kernel(functools.partial(merge_after, form), out_type=out, **grid)(
+            ranges, pieces, stats
+        )
+        found = jnp.where(jnp.isnan(merged), found, merged)
+    if form.new:
+        return found, jax.freeze(k_pages), jax.freeze(v_pages)
+    return (found,)
