@@ -342,7 +342,7 @@ def _kernel(
         for part in range(0, bk, 64):
             rows = values.at[pl.ds(part, 64)]
             place = plgpu.broadcasted_iota(jnp.int32, (64, H), 0, layout=plgpu.Layout.WGMMA)
-            kept = plgpu.load(rows, (), layout=plgpu.Layout.WGMMA)
+            kept = plgpu.layout_cast(rows[...], plgpu.Layout.WGMMA)
             rows[...] = jnp.where(place + part < count, kept, jnp.zeros_like(kept))
         plgpu.commit_smem()
 
