@@ -12,11 +12,13 @@ from jaxinfer.config import LayerConfig, ModelConfig, Rope
 from jaxinfer.generate import (
     Generated,
     decode,
+    embed,
     generate,
     logits,
     new_cache,
     prefill,
     score,
+    score_alternatives,
 )
 from jaxinfer.model import Model, Scored, Stream, TextChunk, load
 from jaxinfer.models.decoder import Params, init
@@ -45,6 +47,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "decode",
+    "embed",
     "generate",
     "init",
     "load",
@@ -54,4 +57,5 @@ __all__ = [
     "pack",
     "prefill",
     "score",
+    "score_alternatives",
 ]

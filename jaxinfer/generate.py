@@ -80,6 +80,84 @@ def score(
     return jnp.where(jnp.arange(T)[None] < lengths[:, None], result, 0.0)
 
 
+@struct.dataclass
+class Alternatives:
+    """logprobs [B, T] float32: as `score` gives them; ranks [B, T] int32: how many tokens were at
+    least as likely (1: the likeliest), 0 where there is no log-probability; top_ids,
+    top_logprobs [B, T, top_n]: the likeliest tokens in that place, likeliest first.
+    """
+
+    logprobs: jax.Array
+    ranks: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+
+
+def score_alternatives(
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    top_n: int,
+) -> Alternatives:
+    """As `score`, and which tokens would have been likelier; a row's first token has none of it
+    (zeros). top_n is static, 0 .. V. Logits are formed a block of tokens at a time.
+    """
+    lengths = _lengths(tokens, lengths)
+    B, T = tokens.shape
+    hidden = _hidden(params, config, tokens, lengths)
+    following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1).reshape(B * T)
+
+    def block(hidden, following):
+        found = decoder.unembed(params, config, hidden)
+        total = jax.nn.logsumexp(found, axis=1)
+        chosen = jnp.take_along_axis(found, following[:, None], axis=1)
+        top, ids = jax.lax.top_k(found, top_n)
+        ranks = (found >= chosen).sum(axis=1, dtype=jnp.int32)
+        return Alternatives(chosen[:, 0] - total, ranks, ids, top - total[:, None])
+
+    cuts = range(0, B * T, SCORE_BLOCK)
+    parts = [block(hidden[i : i + SCORE_BLOCK], following[i : i + SCORE_BLOCK]) for i in cuts]
+    known = (jnp.arange(T)[None] > 0) & (jnp.arange(T)[None] < lengths[:, None])
+
+    def place(*parts):
+        """A token later, so that what is said of a token stands in its own place."""
+        after = jnp.concatenate(parts).reshape(B, T, *parts[0].shape[1:])
+        moved = jnp.roll(after, 1, axis=1)
+        mask = known.reshape(B, T, *[1] * (moved.ndim - 2))
+        return jnp.where(mask, moved, jnp.zeros((), moved.dtype))
+
+    return jax.tree.map(place, *parts)
+
+
+POOLINGS = ("mean", "last")
+
+
+def embed(
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    pooling: str = "mean",
+) -> jax.Array:
+    """Texts as unit vectors, [B, T] -> float32 [B, D]: hidden states after the last norm, pooled
+    over a row's tokens ("mean") or taken after its last one ("last"), then divided by their
+    Euclidean length. A row of length 0 is zeros.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling needs to be one of {', '.join(POOLINGS)}, got {pooling!r}")
+    lengths = _lengths(tokens, lengths)
+    B, T = tokens.shape
+    hidden = _hidden(params, config, tokens, lengths).reshape(B, T, -1).astype(jnp.float32)
+    position, end = jnp.arange(T)[None], lengths[:, None]
+    taken = position < end if pooling == "mean" else position == end - 1
+    pooled = jnp.where(taken[:, :, None], hidden, 0.0).sum(axis=1)
+    norm = jnp.sqrt(jnp.square(pooled).sum(axis=1, keepdims=True))
+    return pooled / jnp.where(norm > 0.0, norm, 1.0)
+
+
 def cache_dtype(params: decoder.Params):
     """What the cache holds: the parameters' dtype, and float32 on CPU (which rewrites narrower
     caches each step).
