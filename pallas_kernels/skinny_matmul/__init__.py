@@ -9,11 +9,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.skinny_matmul import reference, xla
+from pallas_kernels.backend import hopper
+from pallas_kernels.skinny_matmul import mosaic_gpu, reference, xla
 from pallas_kernels.skinny_matmul.reference import ACTIVATIONS
 from pallas_kernels.skinny_matmul.weight import GROUP, kind_of, shape_of
 
-BACKENDS = {"reference": reference.skinny_matmul, "xla": xla.skinny_matmul}
+BACKENDS = {
+    "reference": reference.skinny_matmul,
+    "xla": xla.skinny_matmul,
+    "mosaic_gpu": mosaic_gpu.skinny_matmul,
+}
 
 
 def skinny_matmul(
@@ -41,14 +46,19 @@ def skinny_matmul(
     product reads: a backend may start to bring them into the device's cache. It never changes the
     result.
 
-    A named `backend` never falls back: it raises NotImplementedError for what it cannot do. Any
-    number of rows is right, but past 64 the kernels hand over to XLA. Derivatives are always those
+    A named `backend` never falls back: it raises NotImplementedError for what it cannot do. By
+    default the kernel runs where it was measured to be faster (`mosaic_gpu`), XLA elsewhere; any
+    number of rows is right. Derivatives are always those
     of the XLA backend.
     """
     _check(x, values, scale, zero, bias, residual, norm, gate)
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend needs one of {', '.join(BACKENDS)} or None, got {backend!r}")
     rules = (gate, float(norm_eps), jnp.dtype(out_dtype or x.dtype).name)
+    if backend is None and hopper() and mosaic_gpu.faster(x, values):
+        blocks = mosaic_gpu.tuned_blocks(values, gate)
+        if not mosaic_gpu.why_not(x, values, scale, zero, norm, gate, rules[-1], blocks):
+            backend = "mosaic_gpu"
     return _product(backend or "xla", rules, x, values, scale, zero, bias, residual, norm, prefetch)
 
 

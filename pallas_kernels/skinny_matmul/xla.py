@@ -31,4 +31,8 @@ def skinny_matmul(
     )
     if scale is not None:
         y = y * scale.astype(jnp.float32)[None]
+    if jnp.dtype(out_dtype) == x.dtype:
+        y = y.astype(out_dtype).astype(
+            jnp.float32
+        )  # what a library's product writes: half the bytes
     return epilogue(y, bias, residual, gate).astype(out_dtype)
