@@ -212,7 +212,7 @@ class Model:
         requests = [
             Request(id=str(index), prompt_token_ids=tuple(ids), params=one)
             for index, (ids, one) in enumerate(
-                (ids, one) for ids in prompts for one in _completions(params)
+                (ids, one) for ids in prompts for one in completions(params)
             )
         ]
         longest = max(len(r.prompt_token_ids) for r in requests) + params.max_new_tokens
@@ -352,7 +352,7 @@ def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(cast(Sequence[Prompt], prompts))
 
 
-def _completions(params: SamplingParams) -> list[SamplingParams]:
+def completions(params: SamplingParams) -> list[SamplingParams]:
     """The n completions of one prompt: the first keeps the seed, the others have their own."""
     if params.n == 1:
         return [params]
