@@ -50,6 +50,34 @@ class InFlight:
     output: Output
 
 
+@dataclass(frozen=True)
+class Stats:
+    """What an engine is doing and has done. running, waiting: requests now. pages, pages_used: of
+    all groups of layers, 0 where slots own their pages. prompt_tokens: of admitted requests;
+    prefix_tokens: those of them found in the cache. preemptions: sequences that gave way.
+    """
+
+    running: int
+    waiting: int
+    slots: int
+    pages: int
+    pages_used: int
+    prompt_tokens: int
+    prefix_tokens: int
+    generated_tokens: int
+    preemptions: int
+    steps: int
+    compiled: int
+
+
+class StepFailed(RuntimeError):
+    """A step raised: `sequences` are lost, the engine goes on (unless `Engine.failed`)."""
+
+    def __init__(self, message: str, sequences: tuple[Sequence, ...]):
+        super().__init__(message)
+        self.sequences = sequences
+
+
 def bucket(value: int, smallest: int, largest: int, growth: int = 2) -> int:
     """The least power-of-`growth` multiple of `smallest` that holds value, at most `largest`."""
     size = smallest
@@ -149,6 +177,10 @@ class Engine:
             state = rest.replace(cache=cache)
         self._state: State = state
         self._in_flight: deque[InFlight] = deque()
+        self._pools = pools
+        self.failed: Exception | None = None
+        self.paused = False
+        self._steps = self._prompt_tokens = self._prefix_tokens = self._generated = 0
 
     @property
     def idle(self) -> bool:
@@ -159,14 +191,51 @@ class Engine:
         """How many programs have been compiled so far."""
         return self._programs.compiled
 
-    def add(self, request: Request, *, reuse: bool = False) -> Sequence:
-        """Queue a request; ValueError (and nothing disturbed) where it does not fit the model or
-        the cache.
+    @property
+    def stats(self) -> Stats:
+        size = sum(pool.size for pool in self._pools)
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            slots=self.limits.slots,
+            pages=size,
+            pages_used=size - sum(pool.free for pool in self._pools),
+            prompt_tokens=self._prompt_tokens,
+            prefix_tokens=self._prefix_tokens,
+            generated_tokens=self._generated,
+            preemptions=0,
+            steps=self._steps,
+            compiled=self.compiled,
+        )
 
-        reuse: start from what a slot's last sequence left behind, where that begins the same.
+    def add(
+        self,
+        request: Request,
+        *,
+        priority: int = 0,
+        salt: str = "",
+        index: int = 0,
+        reuse: bool = False,
+    ) -> Sequence:
+        """Queue a request (continuation `index` of its n).
+
+        priority: lower goes first, then first come. salt: requests with different salts never share
+        what the cache holds. reuse: start from what a slot's last sequence left behind, where that
+        begins the same. ValueError (and nothing disturbed) where it does not fit the model or the
+        cache, QueueFull where `Limits.queue` requests wait.
         """
         request.validate(self._config.vocab_size)
-        return self._scheduler.add(request, self.eos_ids, reuse=reuse)
+        return self._scheduler.add(
+            request, self.eos_ids, priority=priority, salt=salt, index=index, reuse=reuse
+        )
+
+    def pause(self) -> None:
+        """Dispatch no more steps; `step` reads what is under way, then returns nothing."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.paused = False
 
     def abort(self, sequence: Sequence) -> None:
         """Take a sequence out now; tokens still under way for it are dropped."""
@@ -239,7 +308,7 @@ class Engine:
 
     def step(self) -> list[Token]:
         """Dispatch the next step, then read the one before it."""
-        plan = self._scheduler.plan()
+        plan = None if self.paused else self._scheduler.plan()
         if plan is not None:
             self._in_flight.append(self._dispatch(plan))
         if self._in_flight and (plan is None or len(self._in_flight) > 1):
@@ -247,7 +316,10 @@ class Engine:
         return []
 
     def _dispatch(self, plan: Plan) -> InFlight:
+        self._steps += 1
         if plan.admitted:
+            self._prompt_tokens += sum(len(s.prompt) for s in plan.admitted)
+            self._prefix_tokens += sum(s.reused for s in plan.admitted)
             most = max(s.reused for s in plan.admitted)
             self._admit(
                 plan.admitted,
@@ -379,5 +451,6 @@ class Engine:
                         strict=True,
                     )
                     top = tuple((int(other), float(value)) for other, value in pairs)
+                self._generated += 1
                 events.append(self._scheduler.record(sequence, token, logprob, top))
         return events

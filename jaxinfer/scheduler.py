@@ -6,7 +6,7 @@ ahead of what has been recorded: the device stops a sequence by itself, so a pla
 late for it does nothing.
 """
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass, field
 
 from jaxinfer.pages import PagePool
@@ -22,6 +22,7 @@ class Limits:
     reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it
     and begins the same starts there; at most `rollback` positions may be forgotten again (what a
     wrapped ring still holds beyond its window).
+    queue: how many sequences may wait; None: any number.
     """
 
     slots: int
@@ -33,22 +34,34 @@ class Limits:
     rope_switch: int = 0
     reuse: bool = False
     rollback: int = 0
+    queue: int | None = None
 
     def __post_init__(self):
         for name in ("slots", "max_length", "chunk", "budget", "decode_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} needs to be at least 1, got {getattr(self, name)}")
+        if self.queue is not None and self.queue < 1:
+            raise ValueError(f"queue needs to be at least 1 or None, got {self.queue}")
+
+
+class QueueFull(RuntimeError):
+    """As many requests wait as may; come again later."""
 
 
 @dataclass
 class Sequence:
     """One request on its way. prompt: what is to be read; it grows by the tokens received when a
-    sequence must be read again. reused: positions found in the slot. computed: positions planned
+    sequence must be read again. rank: priority, then arrival; the lowest goes first. salt: whose
+    pages it may share. index: which of the n continuations. reused: positions found in the slot.
+    computed: positions planned
     into the cache. planned, tokens: tokens asked for, received.
     """
 
     request: Request
     eos_ids: tuple[int, ...]
+    rank: tuple[int, int] = (0, 0)
+    salt: str = ""
+    index: int = 0
     reuse: bool = False
     slot: int = -1
     reused: int = 0
@@ -100,7 +113,7 @@ class Plan:
 
 
 class Scheduler:
-    """First come, first served, over a fixed number of slots."""
+    """By priority, then first come, first served, over a fixed number of slots."""
 
     def __init__(
         self,
@@ -109,7 +122,8 @@ class Scheduler:
         pages_per_slot: tuple[tuple[int, int], ...] = (),
     ):
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
+        self._arrivals = 0
         self.running: dict[int, Sequence] = {}
         self._pools = pools
         self._pages_per_slot = pages_per_slot
@@ -122,9 +136,19 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.waiting and not self.running
 
-    def add(self, request: Request, eos_ids: tuple[int, ...], *, reuse: bool = False) -> Sequence:
-        """Queue a request; reuse: start from what a slot still holds. ValueError where it could
-        never fit.
+    def add(
+        self,
+        request: Request,
+        eos_ids: tuple[int, ...],
+        *,
+        priority: int = 0,
+        salt: str = "",
+        index: int = 0,
+        reuse: bool = False,
+    ) -> Sequence:
+        """Queue a request; lower priorities go first. reuse: start from what a slot still holds.
+
+        ValueError where it could never fit, QueueFull where too many wait.
         """
         total = len(request.prompt_token_ids) + request.params.max_new_tokens
         if not self.limits.endless and total > self.limits.max_length:
@@ -132,10 +156,22 @@ class Scheduler:
                 f"prompt and max_new_tokens need to fit {self.limits.max_length} positions, got "
                 f"{len(request.prompt_token_ids)} + {request.params.max_new_tokens}; shorten one or raise max_length"
             )
+        if self.limits.queue is not None and len(self.waiting) >= self.limits.queue:
+            raise QueueFull(
+                f"the queue holds {self.limits.queue} requests and is full; "
+                "wait for some to finish, or raise the limit `queue`"
+            )
+        self._arrivals += 1
         sequence = Sequence(
-            request, eos_ids, reuse and self.limits.reuse, prompt=request.prompt_token_ids
+            request,
+            eos_ids,
+            rank=(priority, self._arrivals),
+            salt=salt,
+            index=index,
+            reuse=reuse and self.limits.reuse,
+            prompt=request.prompt_token_ids,
         )
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=lambda s: s.rank)
         return sequence
 
     def plan(self) -> Plan | None:
@@ -190,6 +226,7 @@ class Scheduler:
             logprob=logprob,
             top_logprobs=top,
             finish_reason=reason,
+            index=sequence.index,
         )
 
     def finish(self, sequence: Sequence) -> None:
@@ -214,7 +251,7 @@ class Scheduler:
             needs = [self._needs(i, self.waiting[0]) for i in range(len(self._pools))]
             if any(pool.free < need for pool, need in zip(self._pools, needs, strict=True)):
                 break
-            s = self.waiting.popleft()
+            s = self.waiting.pop(0)
             s.slot, s.reused = self._choose_slot(s)
             s.computed = s.reused
             self._free_slots.remove(s.slot)
