@@ -14,6 +14,7 @@ from flax import struct
 
 from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
+from pallas_kernels.backend import platform
 from pallas_kernels.ragged_attention import page_slots
 from pallas_kernels.ring import slot_of
 
@@ -164,6 +165,14 @@ def write(
     table None: k, v [B, T, K, H] and positions [B, T], each row into its own page. Otherwise
     packed: k, v [T, K, H], positions [T] and rows [T], the table row of each token.
     """
+    if positions.size == 1 and platform() == "cpu":
+        # one row becomes an update slice there, for which a loop copies the whole cache; two stay a
+        # scatter in place
+        k, v, positions = (
+            jnp.concatenate([x, jnp.full_like(x, -1)], axis=positions.ndim - 1)
+            for x in (k, v, positions)
+        )
+        rows = None if rows is None else jnp.concatenate([rows, rows])
     size = pages.k.shape[2]
     slots = slot_of(jnp.maximum(positions, 0), ring.capacity, ring.sinks)
     if table is None:
@@ -181,3 +190,21 @@ def write(
         return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop")
 
     return Pages(k=put(pages.k, k), v=put(pages.v, v))
+
+
+def near(cache: Cache, span: int) -> Cache:
+    """The cache with only its first `span` slots, where rows own whole pages; see `put_back`."""
+    if any(table is not None for table in cache.tables):
+        return cache
+    return cache.replace(layers=jax.tree.map(lambda x: x[:, :, :span], cache.layers))
+
+
+def put_back(cache: Cache, part: Cache) -> Cache:
+    """The cache after `part`, which began as `near` of it."""
+
+    def whole(old, new):
+        return (
+            jax.lax.dynamic_update_slice(old, new, (0, 0, 0, 0)) if old.shape != new.shape else new
+        )
+
+    return part.replace(layers=jax.tree.map(whole, cache.layers, part.layers))

@@ -17,10 +17,11 @@ import numpy as np
 from flax import struct
 
 from jaxinfer import ragged, sampler
-from jaxinfer.cache import Cache
+from jaxinfer.cache import Cache, near, put_back
 from jaxinfer.config import ModelConfig
 from jaxinfer.generate import decode, score
 from jaxinfer.models import decoder
+from pallas_kernels.backend import platform
 
 Array = Any  # numpy where the host feeds it, traced inside a program
 
@@ -210,8 +211,13 @@ def decode_loop(
         return (carry[0] < steps) & carry[1].active.any()
 
     start = state.replace(active=state.active & decodes)
-    _, state, output = jax.lax.while_loop(more, body, (jnp.int32(0), start, output))
-    return state.replace(active=state.active | waiting), output
+    if platform() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+        # a slice is a copy there: one for all steps in place of one a step (8 rows of 512 slots in
+        # 1,024, 360M model: 17 to 10 ms a step)
+        start = start.replace(cache=near(start.cache, span))
+    _, after, output = jax.lax.while_loop(more, body, (jnp.int32(0), start, output))
+    after = after.replace(cache=put_back(state.cache, after.cache))
+    return after.replace(active=after.active | waiting), output
 
 
 def _sample(state: State, logits: jax.Array, top_n: int | None) -> tuple[State, Output]:
