@@ -1,62 +1,14 @@
-"""Quantized weights, and the one einsum that knows them.
-
-A weight is stored `[out, in]`, either as a plain array or as a `QTensor`; every matrix product of a
-model goes through `einsum`, so nothing else needs to know which. Methods: "int8" (round to nearest,
-one scale per output channel) and "w8a8" (the same weights; activations too are rounded to int8, one
-scale per row, so that the product runs on integers).
-"""
-
-from typing import Literal, get_args
+"""The one einsum that knows quantized weights, and what suits it where it runs."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 
+from jaxinfer.quantize.tensor import QTensor, Weight
 from pallas_kernels.backend import hopper, platform
 
-Method = Literal["int8", "w8a8"]
-METHODS: tuple[str, ...] = get_args(Method)
 # XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
 # of halves
 HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9)}
-
-
-@struct.dataclass
-class QTensor:
-    """values [out, in] int8, scale [out] float32: the weight is values * scale[:, None]."""
-
-    values: jax.Array
-    scale: jax.Array
-    method: str = struct.field(pytree_node=False, default="int8")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-
-Weight = jax.Array | QTensor
-
-
-def check_method(method: str | None) -> None:
-    """ValueError unless `method` is None or one of METHODS."""
-    if method is not None and method not in METHODS:
-        raise ValueError(f"quantize needs one of {', '.join(METHODS)} or None, got {method!r}")
-
-
-def round_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """w [out, in] float -> (values int8, scale [out] float32), symmetric, round to nearest.
-
-    A row of zeros gets scale 1. Infinities and NaN are refused: no scale can hold them.
-    """
-    w = np.asarray(w, np.float32)
-    top = np.abs(w).max(axis=1, initial=0.0)
-    if not np.isfinite(top).all():
-        raise ValueError(
-            "int8 quantization needs finite weights, got infinities or NaN; repair the checkpoint"
-        )
-    scale = np.where(top > 0, top / 127.0, 1.0).astype(np.float32)
-    return np.rint(w / scale[:, None]).astype(np.int8), scale
 
 
 def einsum(x: jax.Array, w: Weight) -> jax.Array:
@@ -69,18 +21,6 @@ def einsum(x: jax.Array, w: Weight) -> jax.Array:
         pair = jax.lax.optimization_barrier(jnp.broadcast_to(x, (2, *x.shape[1:])))
         return _product(pair, w)[:1]
     return _product(x, w)
-
-
-def rows(w: Weight, ids: jax.Array, dtype) -> jax.Array:
-    """The rows `ids` [T] of an embedding w [V, D] -> [T, D]."""
-    if isinstance(w, QTensor):
-        return (w.values[ids].astype(jnp.float32) * w.scale[ids][:, None]).astype(dtype)
-    return w[ids].astype(dtype)
-
-
-def parts(w: Weight) -> tuple[jax.Array, jax.Array | None]:
-    """The values and the scales (None: a plain weight) that make up a weight."""
-    return (w.values, w.scale) if isinstance(w, QTensor) else (w, None)
 
 
 def skinny(x: jax.Array, w: Weight) -> bool:
