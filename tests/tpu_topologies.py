@@ -19,8 +19,10 @@ from jaxinfer.config import LayerConfig, ModelConfig, Rope
 from jaxinfer.generate import decode, new_cache, prefill
 from jaxinfer.models import decoder
 from pallas_kernels.backend import platform
+from tests.pallas_kernels.tpu_operations import copies_of, kernels_in
 
-B, LENGTH, SHARDS = 16, 2048, 4
+B, LENGTH, SHARDS = 16, 16384, 4
+CHUNK = 64  # few enough tokens that one layer's cache outweighs all activations
 ROPE = Rope(rotary_dim=128, theta=5e5)
 CONFIG = ModelConfig(  # two layers of Llama 3 8B, one of them with a window
     family="llama",
@@ -50,34 +52,34 @@ def report(topology: str) -> dict:
             layout,
             is_leaf=decoder.is_leaf,
         )
-        cache = jax.eval_shape(lambda p: new_cache(p, CONFIG, B, LENGTH, max_chunk=512), params)
+        cache = jax.eval_shape(lambda p: new_cache(p, CONFIG, B, LENGTH, max_chunk=CHUNK), params)
         dtype = cache.layers[0].k.dtype
         cache = cache.replace(
             layers=jax.tree.map(lambda x: array(x.shape, x.dtype, "BK..", mesh), cache.layers),
             lengths=array((B,), jnp.int32, "B", mesh),
         )
-        rows, prompts = array((B,), jnp.int32, "B", mesh), array((B, 512), jnp.int32, "B.", mesh)
+        rows, prompts = array((B,), jnp.int32, "B", mesh), array((B, CHUNK), jnp.int32, "B.", mesh)
         found = {"topology": topology, "platform": platform(), "cache": str(dtype)}
         for name, function, inputs in (
             ("decode", decode, (rows, cache)),
-            ("prefill", functools.partial(prefill, chunk=512), (prompts, rows, cache)),
+            ("prefill", functools.partial(prefill, chunk=CHUNK), (prompts, rows, cache)),
         ):
             donated = 2 + inputs.index(cache)
             jitted = jax.jit(function, static_argnums=1, donate_argnums=donated)
             compiled = jitted.lower(params, CONFIG, *inputs).compile()
-            memory = compiled.memory_analysis()
+            memory, text = compiled.memory_analysis(), compiled.as_text()
+            shards = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(cache.layers)]
             found[name] = {
                 "arguments": memory.argument_size_in_bytes,
                 "aliased": memory.alias_size_in_bytes,
                 "temporaries": memory.temp_size_in_bytes,
-            }
-            if (
-                name == "decode"
-            ):  # an older jaxlib cannot print a newer libtpu's asynchronous prefill
-                text = compiled.as_text()
-                found["collectives"] = {
+                "peak": memory.peak_memory_in_bytes,
+                "kernels": kernels_in(text),
+                "copies": [copy for shape in set(shards) for copy in copies_of(shape, text)],
+                "collectives": {
                     kind: len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in COLLECTIVES
-                }
+                },
+            }
     return found
 
 

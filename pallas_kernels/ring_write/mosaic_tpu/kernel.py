@@ -1,33 +1,26 @@
-"""Writing new keys and values into a paged ring cache on TPUs (Pallas, Mosaic), in place.
-
-A slot is less than a tile of memory, so tiles are read, changed and written back: XLA's scatter
-copies the whole cache into another layout and back for that (seen in the optimized HLO of prefill,
-and of decode where heads have fewer than 128 elements). Here only the groups of slots with new
-tokens move, several at a time in flight: decoding touches one group of each row.
-"""
+"""The kernel: the walk over rows and their groups of slots, and what is on its way meanwhile."""
 
 import dataclasses
 import functools
-import math
 import types
-from typing import Any
 
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.tpu as pltpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.ragged_attention.mosaic_tpu import by_powers, in_hbm, why_not_pages
-from pallas_kernels.ragged_attention.tpu_softmax import LANES
-
-FLIGHTS = 8  # groups on their way at a time
+from pallas_kernels.ragged_attention.mosaic_tpu.kernel import by_powers
+from pallas_kernels.ragged_attention.mosaic_tpu.softmax import LANES
 
 
 @dataclasses.dataclass(frozen=True)
-class _Facts:
-    """What a kernel is compiled for. group: slots that are read and written together."""
+class Facts:
+    """What a kernel is compiled for. group: slots that are read and written together. flights: how
+    many groups are on their way at a time.
+    """
 
     group: int
+    flights: int
     page_size: int
     pages: int | None
     capacity: int
@@ -35,70 +28,7 @@ class _Facts:
     turned: bool
 
 
-def ring_write(
-    k_pages,
-    v_pages,
-    k,
-    v,
-    table,
-    starts,
-    counts,
-    lengths,
-    *,
-    capacity,
-    sinks=0,
-    max_count,
-    interpret: Any = False,
-):
-    """Shapes as the package's function. NotImplementedError for what the kernel cannot take."""
-    K, page_size, H = k_pages.shape[1:]
-    if reason := why_not_pages(k_pages, table):
-        raise NotImplementedError(f"the Mosaic TPU kernel {reason}")
-    rows = 32 // k_pages.dtype.itemsize  # of a tile
-    turned = H < LANES
-    group = LANES if turned else rows if max_count == 1 else math.gcd(page_size, 2 * rows)
-    pages = None if table is None else table.shape[1]
-    facts = _Facts(group, page_size, pages, capacity, sinks, turned)
-    if turned:
-        k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
-    tile = (K, H, group) if turned else (K, group, H)
-    old = pltpu.VMEM((FLIGHTS, *tile), k_pages.dtype)
-    new = pltpu.VMEM((FLIGHTS, group, K, H), k_pages.dtype)
-    wide = pltpu.VMEM((-(-H // LANES), group * (-(-K // 8) * 8), min(H, LANES)), jnp.float32)
-    arrivals = pltpu.SemaphoreType.DMA((FLIGHTS,))
-    scratch = dict(old_k=old, old_v=old, out_k=old, out_v=old, new_k=new, new_v=new, wide=wide)
-    scratch |= dict(old_ready=arrivals, new_ready=arrivals, out_ready=arrivals)
-    scalars = [starts, counts, lengths] + ([] if table is None else [table.reshape(-1)])
-    names = ["starts", "counts", "lengths"] + ([] if table is None else ["table"])
-    names += ["k_in", "v_in", "k", "v", "k_out", "v_out", *scratch]
-    anywhere = pl.BlockSpec(memory_space=pltpu.HBM)
-    first = len(scalars)
-    k_pages, v_pages = pl.pallas_call(
-        functools.partial(_kernel, facts=facts, names=names),
-        out_shape=[pltpu.HBM(k_pages.shape, k_pages.dtype)] * 2,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=first,
-            grid=(1,),
-            in_specs=[anywhere] * 4,
-            out_specs=[anywhere] * 2,
-            scratch_shapes=list(scratch.values()),
-        ),
-        input_output_aliases={first: 0, first + 1: 1},
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=64 * 1024 * 1024),
-        interpret=interpret,
-        name="ring_write",
-    )(
-        *(x.astype(jnp.int32) for x in scalars),
-        in_hbm(k_pages),
-        in_hbm(v_pages),
-        *(x.astype(k_pages.dtype) for x in (k, v)),
-    )
-    if turned:
-        k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
-    return k_pages, v_pages
-
-
-def _kernel(*refs, facts: _Facts, names):
+def kernel(*refs, facts: Facts, names):
     r = types.SimpleNamespace(**dict(zip(names, refs, strict=True)))
     B = r.counts.shape[0]
 
@@ -116,33 +46,35 @@ def _kernel(*refs, facts: _Facts, names):
         return row, jnp.where(more, n + 1, 0)
 
     def fetch(i, row, n):
-        pl.when(row < B)(lambda: _Group(r, facts, row, n).fetch(lax.rem(i, FLIGHTS), "start"))
+        pl.when(row < B)(lambda: _Group(r, facts, row, n).fetch(lax.rem(i, facts.flights), "start"))
         return following(row, n)
 
     def step(state):
         i, row, n, ahead_row, ahead_n = state
-        ahead = fetch(i + FLIGHTS - 1, ahead_row, ahead_n)
-        flight = lax.rem(i, FLIGHTS)
+        ahead = fetch(i + facts.flights - 1, ahead_row, ahead_n)
+        flight = lax.rem(i, facts.flights)
         here = _Group(r, facts, row, n)
         here.fetch(flight, "wait")
-        pl.when(i >= FLIGHTS)(lambda: here.store(flight, "wait"))  # the group that flew before
+        pl.when(i >= facts.flights)(
+            lambda: here.store(flight, "wait")
+        )  # the group that flew before
         here.merge(flight)
         here.store(flight, "start")
         return i + 1, *following(row, n), *ahead
 
     zero = jnp.int32(0)
     start = (settle(zero), zero)
-    ahead = lax.fori_loop(0, FLIGHTS - 1, lambda i, state: fetch(i, *state), start)
+    ahead = lax.fori_loop(0, facts.flights - 1, lambda i, state: fetch(i, *state), start)
     state = lax.while_loop(lambda state: state[1] < B, step, (zero, *start, *ahead))
     last = _Group(r, facts, zero, zero)
-    for flight in range(FLIGHTS):
+    for flight in range(facts.flights):
         pl.when(flight < state[0])(functools.partial(last.store, flight, "wait"))
 
 
 class _Group:
     """The n-th group of slots that the new tokens of a row go to."""
 
-    def __init__(self, r, facts: _Facts, row, n):
+    def __init__(self, r, facts: Facts, row, n):
         self.r, self.facts = r, facts
         self.row = row = jnp.minimum(row, r.counts.shape[0] - 1)
         count, first = r.counts[row], r.lengths[row] - r.counts[row]

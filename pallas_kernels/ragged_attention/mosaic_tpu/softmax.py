@@ -14,7 +14,7 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.ragged_attention.tpu_walk import Walk
+from pallas_kernels.ragged_attention.mosaic_tpu.walk import Walk
 
 NEVER = -1e30  # a finite "minus infinity": rows that have seen nothing yet stay finite
 LANES = 128
