@@ -24,8 +24,11 @@ from jaxinfer.pages import PagePool
 from jaxinfer.request import Request, SamplingParams, Token
 from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Entry, Feed, Output, Programs, State, new_state
+from pallas_kernels.backend import platform
 
 SMALLEST_SPAN = 128  # the least cache slots a program reads per row; buckets double from here
+# on CPU, where decode pays for every slot that it reads, there is one more between those from here on
+FINE_SPAN = 512
 PROMPT_GROWTH = (
     4  # and grow faster where a prompt is read, which costs more than what it attends to
 )
@@ -94,6 +97,14 @@ def ladder(smallest: int, largest: int, growth: int = 2) -> list[int]:
     return steps
 
 
+def _decode_spans(largest: int) -> list[int]:
+    """How many slots a row the programs for decode read."""
+    spans = ladder(SMALLEST_SPAN, largest)
+    if platform() == "cpu":
+        spans += [n + n // 2 for n in spans if n >= FINE_SPAN and n + n // 2 < largest]
+    return sorted(spans)
+
+
 def _for_model(limits: Limits, config: ModelConfig, rings: Many[kv.Ring]) -> Limits:
     """The limits with what follows from the model filled in."""
     ropes = [layer.rope for layer in config.layers if layer.rope is not None]
@@ -115,7 +126,7 @@ class Engine:
 
     page_size None: every slot owns one page of the ring's capacity. Otherwise `num_pages` pages
     (default: enough for all slots) are shared through page tables. stream_window, sinks: endless
-    streams, see `cache.plan_rings`.
+    streams, see `cache.plan_rings`. programs: those of an earlier engine of the same model and sizes.
     """
 
     def __init__(
@@ -131,10 +142,11 @@ class Engine:
         stream_window: int | None = None,
         sinks: int = 0,
         seed: int | None = None,
+        programs: Programs | None = None,
     ):
         self.eos_ids = tuple(eos_ids)
         self._config = config
-        self._programs = Programs(params, config, mesh)
+        self._programs = programs or Programs(params, config, mesh)
         self._rng = np.random.default_rng(seed)
         rings, groups = kv.plan_rings(
             config,
@@ -152,6 +164,7 @@ class Engine:
             pools = [PagePool(num_pages or each * limits.slots) for each, _ in per_slot]
         self._scheduler = Scheduler(limits, tuple(pools), tuple(per_slot))
         self._largest_span = max(ring.capacity for ring in rings)
+        self._decode_spans = _decode_spans(self._largest_span)
         reading = range(
             1, limits.slots + 1
         )  # how many slots may read prompts while the others decode
@@ -255,7 +268,6 @@ class Engine:
         (None: no log-probabilities); others compile when they come.
         """
         rows = sorted({self._rows(1), self._rows(self.limits.slots)})
-        spans = ladder(SMALLEST_SPAN, self._largest_span)
         nobody = np.zeros((self.limits.slots,), bool)
         work: list[Callable[[], object]] = [lambda: self._halt(self.limits.slots)]
         work += [
@@ -264,7 +276,7 @@ class Engine:
             for w in ladder(SMALLEST_SPAN, self._most_reused)
         ]
         for n in top_n:
-            work += [partial(self._decode, nobody, 0, span, n) for span in spans]
+            work += [partial(self._decode, nobody, 0, span, n) for span in self._decode_spans]
             work += [
                 partial(self._advance, self._blank_feed(tokens, r), span, n)
                 for tokens in ladder(SMALLEST_STEP, self._most_tokens)
@@ -339,9 +351,9 @@ class Engine:
         else:
             decodes = np.zeros((self.limits.slots,), bool)
             decodes[list(plan.decode)] = True
-            output = self._decode(
-                decodes, plan.steps, bucket(plan.longest, SMALLEST_SPAN, self._largest_span), top_n
-            )
+            longest = min(plan.longest, self._largest_span)
+            span = next(n for n in self._decode_spans if n >= longest)
+            output = self._decode(decodes, plan.steps, span, top_n)
             rows = tuple((slot, running[slot]) for slot in plan.decode)
         return InFlight(rows, output)
 

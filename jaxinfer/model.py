@@ -22,7 +22,7 @@ from jaxinfer.engine import Engine, bucket
 from jaxinfer.models import decoder
 from jaxinfer.request import Completion, FinishReason, Request, SamplingParams, Token
 from jaxinfer.scheduler import Limits
-from jaxinfer.step import Scorer
+from jaxinfer.step import Programs, Scorer
 from jaxinfer.stream import Detokenizer
 from jaxinfer.tokenizer import Tokenizer
 
@@ -31,6 +31,7 @@ Message = Mapping[str, Any]
 MAX_SLOTS = 64  # sequences at once; further ones wait
 CONVERSATION = 4096  # positions that a chat has room for before its cache must move
 KEPT_ENGINES = 2  # idle engines whose memory is kept for the next call
+KEPT_SIZES = 16  # sizes of engines whose compiled programs are kept
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Model:
         )
         self._scorer = Scorer(params, config, mesh)
         self._idle: list[tuple[tuple, Engine]] = []
+        self._programs: dict[tuple, Programs] = {}
         self._lock = threading.Lock()
 
     def generate(
@@ -275,6 +277,7 @@ class Model:
                 eos_ids=eos_ids,
                 stream_window=window,
                 sinks=sinks,
+                programs=self._programs_of(key),
             )
         try:
             yield engine
@@ -282,6 +285,17 @@ class Model:
             self._keep(key, engine)
             raise
         self._keep(key, engine)
+
+    def _programs_of(self, key: tuple) -> Programs:
+        """Those of an engine of this size, which may be gone: its memory is large, they are not."""
+        with self._lock:
+            programs = self._programs.pop(key, None) or Programs(
+                self.params, self.config, self.mesh
+            )
+            self._programs = {**self._programs, key: programs}
+            for oldest in list(self._programs)[:-KEPT_SIZES]:
+                del self._programs[oldest]
+        return programs
 
     def _keep(self, key: tuple, engine: Engine) -> None:
         with self._lock:

@@ -47,6 +47,18 @@ def model():
     return config, params, prompts, [oracle.greedy(params, config, p, 15) for p in prompts]
 
 
+def test_long_decodes_read_little_more_than_they_hold(model):
+    config, params, *_ = model
+    config = dataclasses.replace(config, max_position=2048)
+    engine = Engine(params, config, dataclasses.replace(LIMITS, max_length=2048))
+    spans = engine._decode_spans
+    assert spans[-1] == 2048
+    assert {768, 1024, 1536} <= set(spans)
+    for length in (1, 128, 129, 513, 769, 1537, 2048):
+        span = next(n for n in spans if n >= length)
+        assert span <= 128 or span <= (1.5 if length > 512 else 2) * length
+
+
 @pytest.mark.parametrize("page_size", [None, 8])
 def test_equals_the_oracle_and_never_recompiles(model, page_size):
     config, params, prompts, expected = model

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinfer import FinishReason, Model, SamplingParams, Stream
+from jaxinfer.step import Programs
 from jaxinfer.tokenizer import Tokenizer
 from tests import fresh_tokenizers, oracle, tiny
 
@@ -118,6 +119,27 @@ def test_calls_from_several_threads_do_not_meet(model):
     for thread in threads:
         thread.join()
     assert found == {"one": [alone[0]] * 3, "two": [alone[1]] * 3}
+
+
+def test_sizes_that_alternate_do_not_compile_again(model, monkeypatch):
+    compiled, compile_one = [], Programs._compile
+
+    def count(self, *args):
+        compiled.append(args)
+        return compile_one(self, *args)
+
+    monkeypatch.setattr(Programs, "_compile", count)
+    fresh = Model(model.params, model.config, max_slots=8, chunk=16)
+    batches = [[[5, 6, 7]] * rows for rows in (1, 2, 4)]  # more sizes than idle engines are kept
+    found = [
+        [fresh.generate(batch, temperature=0, max_new_tokens=NEW) for batch in batches]
+        for _ in range(2)
+    ]
+    first = len(compiled)
+    again = [fresh.generate(batch, temperature=0, max_new_tokens=NEW) for batch in batches]
+    assert len(compiled) == first
+    texts = [[[c.token_ids for c in batch] for batch in run] for run in (*found, again)]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_a_conversation_is_kept_in_the_cache(model):

@@ -40,7 +40,7 @@ class Ran:
 
 @pytest.fixture(scope="session", autouse=True)
 def programs(tmp_path_factory) -> None:
-    """Compiled programs are shared by this session's commands and by nothing else."""
+    """Compiled programs are shared by the commands of one test run and by nothing else."""
     compile_cache.enable(tmp_path_factory.mktemp("programs"))
 
 
