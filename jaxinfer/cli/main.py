@@ -11,7 +11,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxinfer.cli import bench, chat, convert, generate, info, perplexity, plan, quality, score
+from jaxinfer.cli import (
+    bench,
+    chat,
+    convert,
+    generate,
+    info,
+    perplexity,
+    plan,
+    quality,
+    score,
+    serve,
+)
 from jaxinfer.cli.flags import Command, UsageError
 from jaxinfer.version import __version__
 
@@ -20,7 +31,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(
             module.COMMAND
-            for module in (generate, chat, score, perplexity, quality, info, plan, convert)
+            for module in (generate, chat, serve, score, perplexity, quality, info, plan, convert)
         ),
         *bench.COMMANDS,
     )

@@ -1,0 +1,98 @@
+"""An engine without a model: it says what its script says, when it is allowed to."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from jaxinfer.engine import Stats
+from jaxinfer.request import FinishReason, Request, SamplingParams, Token
+
+
+@dataclass
+class Sequence:
+    request: Request
+    slot: int = -1
+    reused: int = 0
+    said: int = 0
+    finished: bool = False
+
+
+@dataclass
+class Engine:
+    """Each step gives every sequence in a slot its next token: its prompt's first id, counted up.
+
+    step_s: how long a step takes. gate: steps wait until it is set. fail_step, fail_add: called
+    with the sequences of a step, with a request; may raise.
+    """
+
+    slots: int = 4
+    step_s: float = 0.0
+    gate: threading.Event = field(default_factory=threading.Event)
+    sequences: list[Sequence] = field(default_factory=list)
+    added: list[tuple[str, int, str]] = field(default_factory=list)
+    failed: Exception | None = None
+    steps: int = 0
+    fail_step = staticmethod(lambda running: None)
+    fail_add = staticmethod(lambda request: None)
+
+    def __post_init__(self):
+        self.gate.set()
+
+    @property
+    def idle(self) -> bool:
+        return not self.sequences
+
+    @property
+    def running(self) -> list[Sequence]:
+        return [s for s in self.sequences if s.slot >= 0]
+
+    @property
+    def stats(self) -> Stats:
+        running = len(self.running)
+        return Stats(
+            running=running,
+            waiting=len(self.sequences) - running,
+            slots=self.slots,
+            pages=0,
+            pages_used=0,
+            prompt_tokens=0,
+            prefix_tokens=0,
+            generated_tokens=0,
+            preemptions=0,
+            steps=self.steps,
+            compiled=0,
+        )
+
+    def add(self, request: Request, *, priority: int = 0, salt: str = "") -> Sequence:
+        self.fail_add(request)
+        self.added.append((request.id, priority, salt))
+        self.sequences.append(Sequence(request))
+        return self.sequences[-1]
+
+    def abort(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        if sequence in self.sequences:
+            self.sequences.remove(sequence)
+
+    def step(self) -> list[Token]:
+        self.gate.wait(10)
+        time.sleep(self.step_s)
+        self.steps += 1
+        for sequence in self.sequences:
+            if sequence.slot < 0 and len(self.running) < self.slots:
+                sequence.slot = 0
+        self.fail_step(self.running)
+        return [self._say(sequence) for sequence in self.running]
+
+    def _say(self, sequence: Sequence) -> Token:
+        request = sequence.request
+        token = request.prompt_token_ids[0] + sequence.said
+        sequence.said += 1
+        last = sequence.said == request.params.max_new_tokens
+        if last:
+            self.sequences.remove(sequence)
+        return Token(request.id, token, finish_reason=FinishReason.LENGTH if last else None)
+
+
+def request(id: str, first: int = 10, count: int = 5) -> Request:
+    return Request(id, (first,), SamplingParams(max_new_tokens=count))
