@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.ragged_attention import mosaic_tpu, specification
+from pallas_kernels.ragged_attention import mosaic_tpu, ragged_attention, specification
 from pallas_kernels.ring import position_of
 
 BLOCKS = mosaic_tpu.Blocks(queries=8, slots=128)
@@ -110,3 +110,20 @@ def test_equals_the_specification(rng, capfd, case):
         assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_kernel_cannot_take_is_said():
+    one, q = jnp.ones((1,), jnp.int32), jnp.zeros((1, 2, 128))
+    pages = jnp.zeros((1, 2, 16, 128))
+    rules = dict(capacity=16, scale=1.0, max_count=1, span=16, packed=False)
+    for changes, message in (
+        (dict(q=q.astype(jnp.bfloat16)), "one dtype"),
+        (dict(pages=pages[:, :, :12]), "multiple of 8 slots"),
+        (dict(q=q[:, :, :64], pages=pages[..., :64]), "multiple of 128 slots"),
+        (dict(q=q[:, :, :30], pages=pages[..., :30]), "heads of a multiple of 8"),
+        (dict(table=jnp.zeros((1, 200_000), jnp.int32)), "take larger pages"),
+    ):
+        given = dict(q=q, pages=pages, table=None) | changes
+        arrays = given["q"], given["pages"], given["pages"], given["table"]
+        with pytest.raises(NotImplementedError, match=message):
+            ragged_attention(*arrays, one, one, one, **rules, backend="mosaic_tpu")
