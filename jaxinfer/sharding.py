@@ -105,6 +105,16 @@ def per_shard(function: Callable, inputs: tuple[str, ...], outputs: Any) -> Call
     )
 
 
+def copy_index() -> jax.Array:
+    """Inside `per_shard`: which copy of the model this device belongs to."""
+    return jax.lax.axis_index("data")
+
+
+def sum_over_copies(x: jax.Array) -> jax.Array:
+    """Inside `per_shard`: the sum over the copies of the model."""
+    return jax.lax.psum(x, "data")
+
+
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Pin a traced activation to its letters' axes, where a mesh is in force (`jax.set_mesh`)."""
     mesh = jax.sharding.get_abstract_mesh()

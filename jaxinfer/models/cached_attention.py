@@ -45,40 +45,47 @@ def attend(
         softcap=softcap,
     )
     places = (pages_of, batch.starts, batch.counts, batch.lengths)
-    if _shard_by_shard(q, pages, pages_of, batch):
+    if platform() == "tpu" and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
         return _on_shards(q, k, v, q_far, pages, places, rules)
     pages = _store(pages, ring, pages_of, k, v, batch)
     return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **rules), pages
 
 
-def _shard_by_shard(q, pages, pages_of, batch) -> bool:
-    if platform() != "tpu" or mosaic_tpu.why_not(q, pages.k, pages_of) is not None:
-        return False
-    # packed rows may use any page, wherever its copy of the model keeps it
-    return not batch.packed or sharding.data_shards(sharding.in_force()) == 1
-
-
 def _on_shards(q, k, v, q_far, pages, places, rules):
     table, starts, counts, lengths = places
     rows = "." if rules["packed"] else "B"
-    # pages that rows share are whole on every copy of the model, so that each copy writes all rows
-    writers, kept = (rows, "BK..") if table is None else (".", ".K..")
+    # every copy of the model keeps the pages of its own rows, one each, or else all the pages that
+    # rows share, and then each copy writes all rows
+    single = table is None or (rules["packed"] and table.shape[1] == 1)
+    writers, kept = (rows, "BK..") if single else (".", ".K..")
+    # packed rows may lie anywhere: each copy takes those whose page it keeps
+    taken = rules["packed"] and single and sharding.data_shards(sharding.in_force()) > 1
     one = {name: rules[name] for name in ("capacity", "sinks", "max_count")}
 
-    def own(starts, counts):
-        """Where a shard's rows lie in the tokens that it holds."""
-        local = jnp.arange(counts.shape[0], dtype=jnp.int32) * rules["max_count"]
-        return starts if rules["packed"] else local
+    def own(pages, table, starts, counts):
+        """A shard's rows: their tables, where they lie in the tokens that it holds, their counts."""
+        if taken:
+            table = table - sharding.copy_index() * pages.shape[0]
+            mine = (table >= 0) & (table < pages.shape[0])
+            return jnp.where(mine, table, 0), starts, jnp.where(mine[:, 0], counts, 0)
+        if not rules["packed"]:
+            starts = jnp.arange(counts.shape[0], dtype=jnp.int32) * rules["max_count"]
+        return table, starts, counts
 
     def write(k_pages, v_pages, k, v, table, starts, counts, lengths):
-        starts = own(starts, counts)
-        return ring_write(k_pages, v_pages, k, v, table, starts, counts, lengths, **one)
+        mine = own(k_pages, table, starts, counts)
+        return ring_write(k_pages, v_pages, k, v, *mine, lengths, **one)
 
     def read(q, q_far, k_pages, v_pages, table, starts, counts, lengths):
-        starts = own(starts, counts)
-        return ragged_attention(
+        table, starts, counts = own(k_pages, table, starts, counts)
+        out = ragged_attention(
             q, k_pages, v_pages, table, starts, counts, lengths, q_far=q_far, **rules
         )
+        if not taken:
+            return out
+        inside = jnp.arange(q.shape[0], dtype=jnp.int32)[:, None] - starts
+        found = ((inside >= 0) & (inside < counts)).any(axis=1)
+        return sharding.sum_over_copies(jnp.where(found[:, None, None], out, 0.0).astype(q.dtype))
 
     def letters(rows):
         return rows + ".", rows, rows, rows

@@ -24,6 +24,7 @@ CASES = {  # new tokens of each row, mesh, how rows find their pages
     "shared pages": ([2, 1, 0, 2], {"data": 2, "model": 2}, "table"),
     "packed": ([7, 1, 1, 4], {"model": 4}, "slots"),
     "packed copies": ([7, 1, 1, 4], {"data": 2, "model": 2}, "slots"),
+    "packed shared pages": ([7, 1, 0, 4], {"data": 2, "model": 2}, "packed table"),
 }
 
 
@@ -45,7 +46,7 @@ def written_by_xla(
 def case(rng, counts, mesh, pages_by):
     before = np.asarray([60, 7, 30, 0], np.int32)
     counts = np.asarray(counts, np.int32)
-    if pages_by == "slots":
+    if pages_by in ("slots", "packed table"):
         total = int(counts.sum()) + 3
         slots = jnp.asarray([2, 0, 3, 1], jnp.int32)
         batch = ragged.pack(
@@ -57,7 +58,7 @@ def case(rng, counts, mesh, pages_by):
         batch = ragged.rectangle(jnp.zeros((B, int(counts.max())), jnp.int32), counts, before)
         pages_of, letters = None, "BK.."
     size = CAPACITY
-    if pages_by == "table":
+    if pages_by in ("table", "packed table"):
         size, letters = 16, ".K.."
         pages_of = rng.permutation(B * 3).reshape(B, 3).astype(np.int32)
     T, P = batch.positions.shape[0], B * CAPACITY // size
