@@ -36,7 +36,7 @@ def reports():
     return {report["topology"]: report for report in map(json.loads, done.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("program", ["decode", "prefill"])
+@pytest.mark.parametrize("program", ["decode", "prefill", "packed"])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_compiles(reports, topology, program):
     report = reports[topology]
