@@ -54,9 +54,10 @@ def echoed(
 ) -> answers.CompletionLogprobs:
     """The prompt's part of a completion that begins with it; its first token has none."""
     offsets, at = [], 0
+    growing = texts.growing()
     for token_id in ids:
         offsets.append(at)
-        at += len(texts.text(token_id))
+        at += len(growing.push(token_id))
     return answers.CompletionLogprobs(
         tokens=[texts.text(token_id) for token_id in ids],
         token_logprobs=[None if one is None else finite(one.logprob) for one in scores],

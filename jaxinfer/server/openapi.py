@@ -37,7 +37,8 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     )
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+        path = endpoint.path.replace(":path", "")  # how the router says "slashes too"
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
         "openapi": "3.1.0",
         "info": {"title": "jaxinfer", "version": __version__},
@@ -72,7 +73,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": schema}},
         }
-    if "{name}" in endpoint.path:
+    if "{name" in endpoint.path:
         where = {"name": "name", "in": "path", "required": True}
         operation["parameters"] = [{**where, "schema": {"type": "string", "minLength": 1}}]
     return operation

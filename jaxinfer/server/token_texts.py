@@ -7,6 +7,7 @@ A token may be a part of a character. Its bytes are exact all the same; its text
 import json
 import re
 
+from jaxinfer.stream import Detokenizer
 from jaxinfer.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -38,6 +39,10 @@ class TokenTexts:
 
     def text(self, token_id: int) -> str:
         return self._look(token_id)[0]
+
+    def growing(self) -> Detokenizer:
+        """For a text from its beginning, without special tokens."""
+        return Detokenizer(self._tokenizer.decode)
 
     def data(self, token_id: int) -> list[int]:
         """Its UTF-8 bytes."""

@@ -1,11 +1,23 @@
-"""An engine without a model: it says what its script says, when it is allowed to."""
+"""An engine without a model: it says what its script says, when it is allowed to; and a server over
+it.
+"""
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
 
+import httpx
+
+from jaxinfer import server
 from jaxinfer.engine import Stats
 from jaxinfer.request import FinishReason, Request, SamplingParams, Token
+from jaxinfer.server.loop import EngineLoop
+from jaxinfer.server.metrics import Metrics
+from jaxinfer.server.service import Service
+from tests.server.conftest import HEADERS, KEY, NAME
+
+LONG = 1_000_000  # positions
 
 
 @dataclass
@@ -96,3 +108,24 @@ class Engine:
 
 def request(id: str, first: int = 10, count: int = 5) -> Request:
     return Request(id, (first,), SamplingParams(max_new_tokens=count))
+
+
+@contextlib.contextmanager
+def serving(
+    model, engine, *, buffer=4096, most_open=100, stall_s=60.0, max_length=LONG, **settings
+):
+    """A server over a fake engine: a client, and its service."""
+    metrics = Metrics()
+    loop = EngineLoop(engine, most_open=most_open, buffer=buffer, stall_s=stall_s, observer=metrics)
+    metrics.watch(loop)
+    settings = server.Settings(name=NAME, api_keys=(KEY,), **{"grace_s": 5, **settings})
+    service = Service(model, loop, settings, metrics, max_length)
+    try:
+        with (
+            server.background(service) as url,
+            httpx.Client(base_url=url, headers=HEADERS, timeout=30) as client,
+        ):
+            yield client, service
+    finally:
+        engine.gate.set()
+    assert not service.loop.tickets
