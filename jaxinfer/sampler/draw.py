@@ -12,7 +12,8 @@ from flax import struct
 from jax import lax
 
 from jaxinfer.sampler.history import History
-from jaxinfer.sampler.penalties import apply, edits
+from jaxinfer.sampler.mask import Mask, masking
+from jaxinfer.sampler.penalties import Stage, apply, edits
 from jaxinfer.sampler.settings import Sampling
 from jaxinfer.sampler.warpers import warpers
 
@@ -37,6 +38,7 @@ def sample(
     history: History | None,
     positions: jax.Array,
     *,
+    mask: Mask | None = None,
     top_n: int | None = None,
 ) -> Sampled:
     """Draws one token a row.
@@ -51,10 +53,11 @@ def sample(
       history: B rows, or None when no row needs one (`needs_history`): penalties, bad words and
         min_tokens are then without effect.
       positions: [B] int32, the position in its sequence that each token will take.
+      mask: what each row may take (greedy rows too), or None where every row may take anything.
       top_n: static; None leaves log-probabilities out.
     """
     logits = logits.astype(jnp.float32)
-    edit = edits(sampling, history)
+    edit = _edits(logits, sampling, history, mask)
     drawn = sampling.temperature > 0
     touched = drawn
     for stage in edit:
@@ -76,10 +79,20 @@ def sample(
     return lax.cond(jnp.any(touched), full, plain, logits)
 
 
-def process(logits: jax.Array, sampling: Sampling, history: History | None) -> jax.Array:
+def process(
+    logits: jax.Array, sampling: Sampling, history: History | None, mask: Mask | None = None
+) -> jax.Array:
     """[B, V] float32: what `sample` draws from; -inf is masked. Arguments as there."""
     logits = logits.astype(jnp.float32)
-    return apply([*edits(sampling, history), *warpers(sampling, logits.shape[1])], logits)
+    edit = _edits(logits, sampling, history, mask)
+    return apply([*edit, *warpers(sampling, logits.shape[1])], logits)
+
+
+def _edits(
+    logits: jax.Array, sampling: Sampling, history: History | None, mask: Mask | None
+) -> list[Stage]:
+    """What is done to logits before the temperature; the mask comes last."""
+    return [*edits(sampling, history), *([] if mask is None else masking(mask, logits))]
 
 
 def position_keys(sampling: Sampling, positions: jax.Array) -> jax.Array:
