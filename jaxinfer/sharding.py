@@ -22,8 +22,12 @@ RULES = {
 
 
 def spec(letters: str) -> PartitionSpec:
-    """ "VD" -> PartitionSpec("model", None); letters without a rule, and ".", are not split."""
-    return PartitionSpec(*(RULES.get(letter) for letter in letters))
+    """ "VD" -> PartitionSpec("model", None); letters without a rule, and ".", are not split; "?" is
+    left to the partitioner.
+    """
+    return PartitionSpec(
+        *(PartitionSpec.UNCONSTRAINED if letter == "?" else RULES.get(letter) for letter in letters)
+    )
 
 
 def make_mesh(axes: str | dict[str, int], devices=None) -> Mesh:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from jaxinfer import quantize
-from jaxinfer.cache import Cache
+from jaxinfer.cache import Cache, Pages
 from jaxinfer.config import LayerConfig, ModelConfig
 from jaxinfer.models import attention, mlp
 from jaxinfer.models.linear import Leaf, Piece, whole
@@ -61,7 +61,8 @@ def layout(config: ModelConfig, shards: int = 1) -> Params:
     def vocabulary(name) -> Any:
         padded = -(-V // shards) * shards
         tail = (Piece(None, 0, padded - V),) if padded > V else ()
-        return Leaf((padded, D), "V.", (Piece(name, 0, V), *tail), quantizable=True)
+        head = config.tied or name == "unembed"
+        return Leaf((padded, D), "V.", (Piece(name, 0, V), *tail), quantizable=True, head=head)
 
     return Params(
         embed=vocabulary("embed"),
@@ -199,18 +200,11 @@ def forward(
 
     Without a cache the batch must be whole sequences (`ragged.rectangle` with before = 0).
     """
-    tokens = "." if batch.packed else "B"
-    dtype = params.norm.scale.dtype
-    x = quantize.rows(params.embed, batch.tokens, dtype)
-    if config.embed_scale != 1.0:
-        x = x * jnp.asarray(config.embed_scale, dtype)
-    if params.positions is not None:
-        x = x + params.positions[jnp.maximum(batch.positions, 0)]
-    x = constrain(x, tokens + ".")
+    x = embed(params, config, batch)
     layers = []
     for i, (layer, p) in enumerate(zip(config.layers, params.layers, strict=True)):
         with jax.named_scope(f"layer_{i}"):
-            x, pages = _layer(x, p, config, layer, batch, cache, i, params.shards)
+            x, pages = run_layer(x, p, config, layer, batch, cache, i, params.shards)
             layers.append(pages)
     if cache is not None:
         lengths = batch.lengths
@@ -220,7 +214,31 @@ def forward(
     return norm(x, params.norm, config), cache
 
 
-def _layer(x, p, config, layer, batch, cache, index, shards):
+def embed(params: Params, config: ModelConfig, batch: Ragged) -> jax.Array:
+    """What enters the first layer, [T, D]."""
+    tokens = "." if batch.packed else "B"
+    dtype = params.norm.scale.dtype
+    x = quantize.rows(params.embed, batch.tokens, dtype)
+    if config.embed_scale != 1.0:
+        x = x * jnp.asarray(config.embed_scale, dtype)
+    if params.positions is not None:
+        x = x + params.positions[jnp.maximum(batch.positions, 0)]
+    return constrain(x, tokens + ".")
+
+
+def run_layer(
+    x: jax.Array,
+    p: Layer,
+    config: ModelConfig,
+    layer: LayerConfig,
+    batch: Ragged,
+    cache: Cache | None = None,
+    index: int = 0,
+    shards: int = 1,
+) -> tuple[jax.Array, Pages | None]:
+    """x [T, D] through one layer -> [T, D], and its pages with the new tokens where there is a
+    cache (of which it is layer `index`).
+    """
     tokens = "." if batch.packed else "B"
     pages = ring = pages_of = None
     if cache is not None:
@@ -267,7 +285,7 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
     """hidden [T, D] -> logits [T, V] float32."""
     weight = params.embed if params.unembed is None else params.unembed
     logits = quantize.einsum(hidden, weight).astype(jnp.float32)
-    logits = constrain(logits, ".V")[:, : config.vocab_size]
+    logits = constrain(logits, "?V")[:, : config.vocab_size]
     if config.logits_scale != 1.0:
         logits = logits * config.logits_scale
     if config.final_softcap is not None:
