@@ -35,14 +35,28 @@ def hardware() -> dict:
     devices = jax.local_devices()
     first = devices[0]
     limits = first.memory_stats() or {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": first.platform,
         "device": _processor() if first.platform == "cpu" else first.device_kind,
         "devices": len(devices),
         "memory_bytes": limits.get("bytes_limit"),
-        "cores": cores,
+        "cores": _cores(),
     }
+
+
+def host() -> dict:
+    """The same of the host alone: asks no device, which another program may be using."""
+    return {
+        "platform": "cpu",
+        "device": _processor(),
+        "devices": 1,
+        "memory_bytes": host_memory(),
+        "cores": _cores(),
+    }
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def host_memory() -> int:

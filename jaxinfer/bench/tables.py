@@ -38,6 +38,30 @@ def _count(name: str) -> Callable[[dict], str]:
     return lambda row: f"{row[name]:,.0f}"
 
 
+def _points(name: str) -> Callable[[dict], str]:
+    """Median, 90th and 99th percentile."""
+
+    def read(row: dict) -> str:
+        found = row[f"{name}_ms"]
+        return "-" if found is None else " / ".join(_time(p)(found) for p in ("p50", "p90", "p99"))
+
+    return read
+
+
+def _goodput(row: dict) -> str:
+    good = row["goodput"]
+    return "" if good is None else f"{good['requests_per_s']:.3g}/s {good['share'] * 100:.0f}%"
+
+
+def _hits(row: dict) -> str:
+    rate = row["prefix_hit_rate"]
+    return "" if rate is None else f"{rate * 100:.0f}%"
+
+
+def _load(row: dict) -> str:
+    return f"{row['concurrency']:,} at once" if row["rate"] is None else f"{row['rate']:g}/s"
+
+
 MODEL: tuple[Column, ...] = (("weights", lambda row: row["quantize"] or row["dtype"]),)
 SHAPE: tuple[Column, ...] = (
     *MODEL,
@@ -91,8 +115,21 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("±", lambda row: f"{row['spread'] * 100:.0f}%"),
         ("next one", _time("next_first_token_s")),
     ),
+    "serve": (
+        ("load", _load),
+        ("answered", lambda row: f"{row['completed']:,} of {row['requests']:,}"),
+        ("req/s", lambda row: f"{row['requests_per_s']:.3g}"),
+        ("out tok/s", _count("output_tokens_per_s")),
+        ("all tok/s", _count("total_tokens_per_s")),
+        ("TTFT p50/90/99 ms", _points("ttft")),
+        ("TPOT ms", _points("tpot")),
+        ("ITL ms", _points("itl")),
+        ("whole ms", _points("e2e")),
+        ("goodput", _goodput),
+        ("prefix hits", _hits),
+    ),
 }
-LEFT = ("weights", "cache", "kernel", "place in the model")
+LEFT = ("weights", "cache", "load", "kernel", "place in the model")
 
 
 def results(kind: str, rows: Sequence[dict]) -> Table:

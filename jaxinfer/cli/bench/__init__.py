@@ -1,8 +1,11 @@
-"""jaxinfer bench decode|prefill|throughput|startup: what this machine reaches, and what it could."""
+"""jaxinfer bench decode|prefill|throughput|startup|serve: what this machine reaches, and what it could;
+what a server gives its users.
+"""
 
 from absl.flags import FlagValues
 
 from jaxinfer.bench import decode, environment, prefill, startup, subject, throughput
+from jaxinfer.cli.bench import serve
 from jaxinfer.cli.bench.lists import PLAIN, methods, sizes
 from jaxinfer.cli.bench.sweep import argv, check, progress, show, sweep
 from jaxinfer.cli.flags import INTEGER, REAL, Command, Flags
@@ -243,4 +246,4 @@ STARTUP = Command(
     define=_define_startup,
     run=_run_startup,
 )
-COMMANDS = (DECODE, PREFILL, THROUGHPUT, STARTUP)
+COMMANDS = (DECODE, PREFILL, THROUGHPUT, STARTUP, serve.COMMAND)
