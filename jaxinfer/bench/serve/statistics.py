@@ -102,17 +102,22 @@ def row(load: Load, model: str, bounds: dict[str, float] | None) -> dict:
 
 def warnings(row: dict) -> list[str]:
     """What a reader should know before believing a row."""
+    if row["client"]["cpu"] <= BUSY:
+        return failures(row)
+    busy = (
+        f"this client took {row['client']['cpu'] * 100:.0f}% of a core: its times are too long; "
+        "run several, or a smaller load"
+    )
+    return [busy, *failures(row)]
+
+
+def failures(row: dict) -> list[str]:
+    """A line for each kind of error."""
     found = []
-    if row["client"]["cpu"] > BUSY:
-        found.append(
-            f"this client took {row['client']['cpu'] * 100:.0f}% of a core: its times are too long; "
-            "run several, or a smaller load"
-        )
     for kind, count in row["errors"].items():
         said = row["error_details"].get(kind)
-        found.append(
-            f"{count:,} of {row['requests']:,} failed: {kind}" + (f" ({said})" if said else "")
-        )
+        said = f" ({said})" if said else ""
+        found.append(f"{count:,} of {row['requests']:,} failed: {kind}{said}")
     return found
 
 

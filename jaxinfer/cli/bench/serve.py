@@ -117,7 +117,7 @@ def run(values: FlagValues) -> None:
     server = {"url": target.url, "model": model}
     _show(values, {**head, "server": server, "ceilings": None, "rows": rows})
     if not any(row["completed"] for row in rows):
-        words = "; ".join(statistics.warnings(rows[0]))
+        words = "; ".join(statistics.failures(rows[0]))
         raise RuntimeError(f"no request was answered: {words}")
 
 
