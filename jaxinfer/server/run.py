@@ -63,20 +63,21 @@ def build(
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket at that address; port 0 takes a free one. ValueError says why it cannot be."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"--port needs to be 0 .. {2**16 - 1}, got {port}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         server = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ValueError(
             f"--host and --port need an address, got {host}:{port} ({error})"
         ) from error
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(address)
-        # asks the system now: another may be bound to it, and not listening yet
         server.listen(1024)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         server.close()
         raise ValueError(
             f"cannot listen at {host}:{port}: {error}; choose another --port (0 takes a free one)"

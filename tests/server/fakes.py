@@ -118,7 +118,7 @@ def serving(
     metrics = Metrics()
     loop = EngineLoop(engine, most_open=most_open, buffer=buffer, stall_s=stall_s, observer=metrics)
     metrics.watch(loop)
-    settings = server.Settings(name=NAME, api_keys=(KEY,), **{"grace_s": 5, **settings})
+    settings = server.Settings(name=NAME, **{"api_keys": (KEY,), "grace_s": 5, **settings})
     service = Service(model, loop, settings, metrics, max_length)
     try:
         with (
