@@ -11,6 +11,7 @@ The room imports no jax and knows nothing of models or of the sampler.
 """
 
 from jaxinfer.grammar.description import (
+    DEFAULT,
     Grammar,
     Limits,
     choice,
@@ -22,6 +23,7 @@ from jaxinfer.grammar.description import (
 )
 
 __all__ = [
+    "DEFAULT",
     "Grammar",
     "Limits",
     "choice",

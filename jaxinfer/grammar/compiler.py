@@ -145,7 +145,7 @@ class Compiler:
         """Lark for a text, or for the special token of this name."""
         if text in self._special:
             return f"<[{self._special[text]}]>"
-        return _literal(text) if text else ""
+        return _quoted(text)
 
 
 _ANYTHING = "/(?s:.*)/"
@@ -282,5 +282,14 @@ def _body(grammar: Grammar) -> str:
         )
         for name, schema in wanted["tools"]
     ]
-    calls = "(" + " | ".join(calls) + ")"
-    return f'body: "[" {calls} "]"' if wanted["as_list"] else f"body: {calls}"
+    before, after = ("[", "]") if wanted["as_list"] else ("", "")
+    parts = [
+        _quoted(wanted["padding"] + before),
+        "(" + " | ".join(calls) + ")",
+        _quoted(after + wanted["padding"]),
+    ]
+    return "body: " + " ".join(part for part in parts if part)
+
+
+def _quoted(text: str) -> str:
+    return _literal(text) if text else ""

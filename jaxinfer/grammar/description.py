@@ -120,16 +120,19 @@ def tool_call(
     suffix: str = "",
     arguments: str = "arguments",
     as_list: bool = False,
+    padding: str = "",
     limits: Limits = DEFAULT,
 ) -> Grammar:
     """A call of one of `tools`, (name, JSON schema of its arguments), as a model writes it: prefix,
-    {"name": ..., `arguments`: {...}}, suffix; as_list: in a JSON array.
+    {"name": ..., `arguments`: {...}}, suffix. as_list: in a JSON array. padding: around the call,
+    within prefix and suffix.
     """
     if not tools:
         raise _error("tools", "at least one", "none", "name the tools that may be called")
     schemas = [[name, json.loads(json_schema(schema, limits).source)] for name, schema in tools]
     source = json.dumps(
-        {"tools": schemas, "arguments": arguments, "as_list": as_list}, ensure_ascii=False
+        {"tools": schemas, "arguments": arguments, "as_list": as_list, "padding": padding},
+        ensure_ascii=False,
     )
     _check_bytes("tools", source, limits)
     return Grammar("tool_call", source, prefix=prefix, suffix=suffix)
