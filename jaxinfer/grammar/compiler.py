@@ -196,10 +196,13 @@ class Matcher:
         """The sequence has gone on by `token`; GrammarError where it must not."""
         if self.finished:
             raise GrammarError(f"token {token} after the end")
-        if not self._matcher.consume_token(token):
+        if token in self._eos_ids:  # which llguidance could not take back
+            if not self._matcher.is_accepting():
+                raise GrammarError(f"token {token}, which ends the answer too early")
+            self.finished = True
+        elif not self._matcher.consume_token(token):
             raise GrammarError(_reason(self._matcher))
         self._taken += 1
-        self.finished = token in self._eos_ids and self._matcher.is_stopped()
 
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens."""
@@ -208,7 +211,7 @@ class Matcher:
                 f"rollback: required 0 to {self._taken} tokens, as many as came; received {count}; "
                 "take back fewer"
             )
-        if count and not self._matcher.rollback(count):
+        if count > self.finished and not self._matcher.rollback(count - self.finished):
             raise GrammarError(_reason(self._matcher))
         self._taken -= count
         self.finished = self.finished and not count
