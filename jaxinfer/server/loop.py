@@ -339,7 +339,7 @@ class EngineLoop:
     def _work(self) -> None:
         try:
             self._warm_up(self.engine)
-            self._tell(self._warm)
+            self._tell(self._warm, self.engine.stats.compiled)
             while True:
                 self._obey()
                 try:
@@ -363,8 +363,8 @@ class EngineLoop:
             if any(id(sequence) in lost for sequence in ticket.sequences):
                 self._tell(ticket.fail, Aborted(Cause.ENGINE, f"a step failed: {error}"))
 
-    def _warm(self) -> None:
-        self.compiled = self.engine.stats.compiled
+    def _warm(self, compiled: int) -> None:
+        self.compiled = compiled
         if self.state is State.STARTING:
             self._become(State.READY)
 

@@ -5,7 +5,7 @@ it.
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import httpx
 
@@ -61,19 +61,9 @@ class Engine:
     @property
     def stats(self) -> Stats:
         running = len(self.running)
-        return Stats(
-            running=running,
-            waiting=len(self.sequences) - running,
-            slots=self.slots,
-            pages=0,
-            pages_used=0,
-            prompt_tokens=0,
-            prefix_tokens=0,
-            generated_tokens=0,
-            preemptions=0,
-            steps=self.steps,
-            compiled=0,
-        )
+        known = {"running": running, "slots": self.slots, "steps": self.steps}
+        known["waiting"] = len(self.sequences) - running
+        return Stats(**{one.name: known.get(one.name, 0) for one in fields(Stats)})
 
     def add(self, request: Request, *, priority: int = 0, salt: str = "") -> Sequence:
         self.fail_add(request)
