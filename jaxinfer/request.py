@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 MAX_NEW_TOKENS = (
     2**30
@@ -42,11 +42,35 @@ LOGPROBS_MODES = ("raw", "processed")
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended: an EOS or a stop, the limit on its length, or a cancelled request."""
+    """Why a sequence ended: an EOS or a stop, the limit on its length, a cancelled request, or a
+    grammar that could not be followed any further.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"
+
+
+class Matcher(Protocol):
+    """Where one sequence stands in its grammar; what it raises ends that sequence alone.
+
+    mask(): the tokens that may come next, [ceil(V / 32)] uint32 with a bit each. finished: the
+    grammar is at its end and its EOS has come.
+    """
+
+    finished: bool
+
+    def mask(self) -> Any: ...
+    def advance(self, token: int, /) -> None: ...
+
+
+class Followed(Protocol):
+    """A compiled grammar over `vocab_size` tokens; see `jaxinfer.grammar`."""
+
+    vocab_size: int
+
+    def matcher(self) -> Matcher: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +190,16 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt of 1 .. MAX_PROMPT_TOKENS ids to continue; `id` is the caller's name for it."""
+    """A prompt of 1 .. MAX_PROMPT_TOKENS ids to continue; `id` is the caller's name for it.
+
+    grammar: what the continuation must follow, compiled for this model's tokens. Its end ends the
+    sequence, `ignore_eos` or not.
+    """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+    grammar: Followed | None = None
 
     def __post_init__(self):
         if not isinstance(self.id, str) or not 1 <= len(self.id) <= MAX_ID_CHARS:
@@ -201,6 +230,13 @@ class Request:
         a model (or a ring with attention sinks) without a limit.
         """
         _below_vocabulary("prompt_token_ids", self.prompt_token_ids, vocab_size)
+        if self.grammar is not None and self.grammar.vocab_size != vocab_size:
+            raise _error(
+                "grammar",
+                f"one compiled for {vocab_size} tokens, as the model has",
+                self.grammar.vocab_size,
+                "make its Compiler with the model's vocab_size",
+            )
         self.params.validate(vocab_size)
         prompt, new = len(self.prompt_token_ids), self.params.max_new_tokens
         if context_limit is not None and prompt + new > context_limit:
@@ -214,7 +250,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token. `logprob` is None unless asked for; the last has a `finish_reason`.
+    """One generated token. `logprob` is None unless asked for; the last has a `finish_reason`, and
+    an `error` where that is FinishReason.ERROR.
 
     `top_logprobs` holds (token id, log-probability) pairs, likeliest first; `index` tells the n
     continuations apart.
@@ -226,6 +263,7 @@ class Token:
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     finish_reason: FinishReason | None = None
     index: int = 0
+    error: str | None = None
 
 
 @dataclass(frozen=True)

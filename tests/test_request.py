@@ -180,3 +180,18 @@ def test_what_comes_back():
     done = Completion((1,), (2, 3), "text", FinishReason.LENGTH)
     assert done.logprobs is None
     assert {reason.value for reason in FinishReason} == {"stop", "length", "abort"}
+
+
+class Grammar:
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def matcher(self):
+        raise AssertionError("nobody follows it here")
+
+
+def test_a_grammar_is_for_the_models_vocabulary():
+    request = Request("r", (1, 2), grammar=Grammar(10))
+    request.validate(10)
+    with pytest.raises(ValueError, match="grammar: required one compiled for 11 tokens"):
+        request.validate(11)
