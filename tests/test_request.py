@@ -179,7 +179,7 @@ def test_what_comes_back():
     assert (token.index, f"{token.finish_reason}") == (0, "stop")
     done = Completion((1,), (2, 3), "text", FinishReason.LENGTH)
     assert done.logprobs is None
-    assert {reason.value for reason in FinishReason} == {"stop", "length", "abort"}
+    assert {reason.value for reason in FinishReason} == {"stop", "length", "abort", "error"}
 
 
 class Grammar:
