@@ -382,7 +382,7 @@ def load(
     *,
     dtype=None,
     mesh: Mesh | str | None = None,
-    quantize: quantize.Method | None = None,
+    quantize: quantize.Method | quantize.Recipe | None = None,
     progress: bool = True,
     **options,
 ) -> Model:

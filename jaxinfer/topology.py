@@ -28,7 +28,7 @@ from jaxinfer import quantize, sharding
 from jaxinfer.config import ModelConfig
 from jaxinfer.generate import decode, new_cache, prefill
 from jaxinfer.models import decoder
-from jaxinfer.weights import description
+from jaxinfer.weights import description, placement
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 PROGRAMS = ("decode", "prefill")
@@ -198,15 +198,13 @@ def _array(shape, dtype, letters, mesh) -> Any:  # stands in an array's place
 
 def _params(config, shards, method, mesh):
     """Parameters in bfloat16, or rounded, as shapes in their places."""
+    recipe = quantize.find(method)
 
     def build(leaf):
-        if not (leaf.quantizable and method):
+        if recipe is None or not leaf.quantizable:
             return _array(leaf.shape, jnp.bfloat16, leaf.letters, mesh)
-        return quantize.QTensor(
-            values=_array(leaf.shape, jnp.int8, leaf.letters, mesh),
-            scale=_array(leaf.shape[:1], jnp.float32, leaf.letters[:1], mesh),
-            method=method,
-        )
+        form = placement.form_of(leaf, recipe, mesh)
+        return placement.build(form, leaf, lambda _, p: _array(p.shape, p.dtype, p.letters, mesh))
 
     return jax.tree.map(build, decoder.layout(config, shards), is_leaf=decoder.is_leaf)
 

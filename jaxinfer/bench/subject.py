@@ -18,9 +18,9 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.generate import cache_dtype
 from jaxinfer.models import decoder, presets
 from jaxinfer.models.linear import Leaf
-from jaxinfer.quantize import QTensor, Weight, check_method
+from jaxinfer.quantize import Part, Weight, check_method, find
 from jaxinfer.roofline import Format, formats
-from jaxinfer.weights import orbax
+from jaxinfer.weights import orbax, placement
 from jaxinfer.weights.loaded import check_dtype, default_dtype
 
 SOURCES = ("checkpoint", "random")
@@ -140,16 +140,35 @@ def _draw(leaf: Leaf, config, dtype, method, key) -> Weight:
     if name.endswith((".b", ".bias")):
         return jnp.zeros(leaf.shape, dtype)
     deviation = 0.02 if name in ("embed", "positions") else leaf.shape[-1] ** -0.5
-    if method is None or not leaf.quantizable:
+    recipe = find(method)
+    if recipe is None or not leaf.quantizable:
         return _normal(key, deviation, leaf.shape, jnp.dtype(dtype))
-    scale = deviation * 3**0.5 / 127  # of uniform values in -127 .. 127
-    values = _bytes(key, leaf.shape)
-    return QTensor(values, jnp.full(leaf.shape[:1], scale, jnp.float32), method)
+    form = placement.form_of(leaf, recipe, None)
+    # int8: uniform in -127 .. 127; nibbles: uniform in -8 .. 7; fp8: normal of deviation 64
+    step = {"int8": deviation * 3**0.5 / 127, "int4": deviation / 21.25**0.5, "fp8": deviation / 64}
+
+    def array(name: str, part: Part):
+        if name == "scale":
+            return jnp.full(part.shape, step[form.kind], part.dtype)
+        if name == "columns":
+            return jnp.arange(*part.shape, dtype=jnp.int32)
+        if name == "outliers":
+            return _normal(key, deviation, part.shape, part.dtype)
+        if form.kind == "fp8":
+            return _normal(key, 64.0, part.shape, part.dtype)
+        return _bytes(key, part.shape) if form.kind == "int8" else _words(key, part.shape)
+
+    return placement.build(form, leaf, array)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _normal(key, deviation, shape, dtype):
     return (deviation * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _words(key, shape):
+    return jax.lax.bitcast_convert_type(jax.random.bits(key, shape, jnp.uint32), jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -6,6 +6,7 @@ rows of which canonical tensors make it up. The same description gives random pa
 saving and shardings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,15 @@ from pallas_kernels.skinny_matmul import ACTIVATIONS, skinny_matmul
 
 @struct.dataclass
 class Linear:
-    """w [out, in] (array or QTensor); b [out] or None."""
+    """w [out, in] (array or QTensor); b [out] or None.
+
+    tap: called, while a program is traced, with the rows [T, in] that meet w: whoever put it there
+    returns from that program what it makes of them.
+    """
 
     w: quantize.Weight
     b: jax.Array | None = None
+    tap: Callable[[jax.Array], None] | None = struct.field(pytree_node=False, default=None)
 
 
 def linear(
@@ -45,20 +51,27 @@ def linear(
     second: [T, out / 2]; over shards each part of the output holds its own two halves. tokens: the
     letter of axis T. Where few rows meet a kernel for them, all of it is one kernel.
     """
-    if quantize.skinny(x, p.w) and (before is None or config.norm == "rms"):
+    one = p.tap is None and (before is None or config.norm == "rms")
+    if one and quantize.skinny(x, p.w):
         scale = None if before is None else before.scale
         if scale is not None and config.norm_offset:
             scale = scale.astype(jnp.float32) + config.norm_offset
+        values, scales, zero = quantize.parts(p.w)
         return skinny_matmul(
             x,
-            *quantize.parts(p.w),
+            values,
+            scales,
+            zero=zero,
             bias=p.b,
             residual=residual,
             norm=scale,
             norm_eps=config.norm_eps,
             gate=gate,
         )
-    y = quantize.einsum(x if before is None else norm(x, before, config), p.w)
+    rows = x if before is None else norm(x, before, config)
+    if p.tap is not None:
+        p.tap(rows)
+    y = quantize.einsum(rows, p.w)
     y = y if p.b is None else y + p.b.astype(y.dtype)[None]
     if gate is not None:
         y = constrain(y.reshape(x.shape[0], shards, 2, -1), tokens + "F..")
@@ -81,13 +94,14 @@ class Leaf:
     """One parameter: its shape, the letters of its axes, and the pieces that follow each other
     along axis 0.
 
-    quantizable: whether a quantization method may replace it.
+    quantizable: whether a quantization method may replace it. head: whether it gives the logits.
     """
 
     shape: tuple[int, ...]
     letters: str
     pieces: tuple[Piece, ...]
     quantizable: bool = False
+    head: bool = False
 
     def __post_init__(self):
         rows = sum(piece.stop - piece.start for piece in self.pieces)

@@ -1,24 +1,37 @@
 """Quantized weights, and the one einsum that knows them.
 
 A weight is stored `[out, in]`, either as a plain array or as a `QTensor`; every matrix product of a
-model goes through `einsum`, so nothing else needs to know which. Methods: "int8" (round to nearest,
-one scale per output channel) and "w8a8" (the same weights; activations too are rounded to int8, one
-scale per row, so that the product runs on integers).
+model goes through `einsum`, so nothing else needs to know which. A `Recipe` names a method and its
+settings, a `Form` the arrays that hold one weight. Methods, a file each: `rtn` ("int8", "int4"),
+`fp8`, `w8a8`, `llm_int8`, which need weights alone; `smoothquant`, `awq` and `gptq` need statistics
+of the activations, which `jaxinfer.calibrate` gathers.
 """
 
 from jaxinfer.quantize.einsum import einsum, skinny
-from jaxinfer.quantize.methods import METHODS, Method, check_method
-from jaxinfer.quantize.rtn import round_rows
-from jaxinfer.quantize.tensor import QTensor, Weight, parts, rows
+from jaxinfer.quantize.form import Form, Part, divides, form_of
+from jaxinfer.quantize.recipe import CALIBRATED, METHODS, Method, Recipe, check_method, find
+from jaxinfer.quantize.rounding import Rounder
+from jaxinfer.quantize.rtn import round_groups, round_rows
+from jaxinfer.quantize.tensor import QTensor, Weight, dequantize, parts, rows
 
 __all__ = [
+    "CALIBRATED",
     "METHODS",
+    "Form",
     "Method",
+    "Part",
     "QTensor",
+    "Recipe",
+    "Rounder",
     "Weight",
     "check_method",
+    "dequantize",
+    "divides",
     "einsum",
+    "find",
+    "form_of",
     "parts",
+    "round_groups",
     "round_rows",
     "rows",
     "skinny",

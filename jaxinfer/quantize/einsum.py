@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.quantize.tensor import QTensor, Weight
+from jaxinfer.quantize.tensor import INTEGER, QTensor, Weight, grid_values
+from jaxinfer.quantize.w8a8 import round_activations
 from pallas_kernels.backend import hopper, platform
+from pallas_kernels.skinny_matmul.weight import GROUP
 
 # XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
 # of halves
@@ -13,7 +15,7 @@ HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9
 
 def einsum(x: jax.Array, w: Weight) -> jax.Array:
     """x [T, in] times w [out, in], contracted over `in` -> [T, out] in x's dtype; sums in float32
-    (int32 for w8a8).
+    (int32 where activations are rounded to int8).
     """
     if platform() == "cpu" and x.shape[0] == 1 and _narrow(w):
         # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows
@@ -26,7 +28,10 @@ def einsum(x: jax.Array, w: Weight) -> jax.Array:
 def skinny(x: jax.Array, w: Weight) -> bool:
     """Whether x [T, in] times w is a product of few rows that kernels of its own run."""
     few = hopper() and x.shape[0] <= 64 and x.dtype == jnp.bfloat16
-    return few and not (isinstance(w, QTensor) and w.method == "w8a8")
+    if not isinstance(w, QTensor):
+        return few
+    readable = w.group == (GROUP if w.kind == "int4" else None)
+    return few and readable and w.smooth is None and w.method not in INTEGER
 
 
 def _narrow(w: Weight) -> bool:
@@ -34,18 +39,30 @@ def _narrow(w: Weight) -> bool:
 
 
 def _product(x, w):
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     if not isinstance(w, QTensor):
-        precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        return _contract(x, w, precision, jnp.float32).astype(x.dtype)
-    if w.method == "w8a8":
-        wide = x.astype(jnp.float32)
-        top = jnp.abs(wide).max(axis=1, keepdims=True)
-        step = jnp.where(top > 0, top / 127.0, jnp.ones_like(top))
-        narrow = jnp.round(wide / step).astype(jnp.int8)
-        out = _contract(narrow, w.values, None, jnp.int32).astype(jnp.float32) * step
-    else:
-        out = _contract(x, w.values.astype(x.dtype), None, jnp.float32)
+        return _contract(x, w, exact, jnp.float32).astype(x.dtype)
+    if w.smooth is not None:
+        x = (x.astype(jnp.float32) * w.smooth[None]).astype(x.dtype)
+    if w.method in INTEGER:
+        return _integers(x, w)
+    if w.group is not None:  # sums cannot be scaled group by group: widened whole
+        return _contract(x, grid_values(w).astype(x.dtype), exact, jnp.float32).astype(x.dtype)
+    out = _contract(x, w.values.astype(x.dtype), None, jnp.float32)
     return (out * w.scale[None, :]).astype(x.dtype)
+
+
+def _integers(x, w):
+    """int8 x int8 -> int32; columns that are kept as outliers are multiplied apart."""
+    apart = None
+    if w.columns is not None and w.outliers is not None:
+        exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        apart = _contract(x[:, w.columns], w.outliers.astype(x.dtype), exact, jnp.float32)
+        x = x.at[:, w.columns].set(jnp.zeros((), x.dtype))
+    narrow, step = round_activations(x)
+    out = _contract(narrow, w.values, None, jnp.int32).astype(jnp.float32) * step
+    out = out * w.scale[None, :]
+    return (out if apart is None else out + apart).astype(x.dtype)
 
 
 def _contract(x, w, precision, out_type):

@@ -1,6 +1,12 @@
-"""Round to nearest: the method that needs no data, and the grid that others round to."""
+"""Round to nearest: the method that needs no data.
+
+Eight bits with a scale for each row (output channel; "vector-wise" in LLM.int8(), Dettmers et al. 2022,
+section 2.1), or four with a scale, perhaps a zero point, for each group of neighbours along a row.
+"""
 
 import numpy as np
+
+from jaxinfer.quantize import grid
 
 
 def round_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -9,10 +15,28 @@ def round_rows(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A row of zeros gets scale 1. Infinities and NaN are refused: no scale can hold them.
     """
     w = np.asarray(w, np.float32)
-    top = np.abs(w).max(axis=1, initial=0.0)
-    if not np.isfinite(top).all():
+    grid.check_finite(w, "int8")
+    scale = grid.eight_bit(w).astype(np.float32)
+    return grid.bytes_of(w, scale).astype(np.int8), scale
+
+
+def round_groups(
+    w: np.ndarray, group: int, symmetric: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """w [out, in] float -> (packed nibbles int32 [out, in / 8], scale and zero [out, in / group]).
+
+    scale and zero are float32 that bfloat16 holds; zero is None where symmetric. ValueError: groups
+    that do not divide `in`, infinities, NaN.
+    """
+    w = np.asarray(w, np.float32)
+    out, columns = w.shape
+    if columns % group or columns % 8:
         raise ValueError(
-            "int8 quantization needs finite weights, got infinities or NaN; repair the checkpoint"
+            f"four-bit weights need columns that are a multiple of 8 and of the group, got "
+            f"{columns=}, {group=}"
         )
-    scale = np.where(top > 0, top / 127.0, 1.0).astype(np.float32)
-    return np.rint(w / scale[:, None]).astype(np.int8), scale
+    grid.check_finite(w, "int4")
+    grouped = w.reshape(out, columns // group, group)
+    scale, zero = grid.four_bit(grouped, symmetric)
+    numbers = grid.nibbles(grouped, scale, zero)
+    return grid.pack(numbers.reshape(out, columns)), scale, zero

@@ -36,6 +36,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             Format("float16", 16, "float16"),
             Format("int8", 8, "bfloat16", scale_bytes=4),
             Format("w8a8", 8, "int8", scale_bytes=4),
+            Format("llm_int8", 8, "int8", scale_bytes=4),
             Format("fp8", 8, "bfloat16", scale_bytes=4),
             Format("int4", 4, "bfloat16", group=128, scale_bytes=2),
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.quantize import Recipe
 from jaxinfer.weights import huggingface, orbax
 from jaxinfer.weights.export import save
 from jaxinfer.weights.hub import resolve
@@ -41,7 +42,7 @@ def load(
     *,
     dtype=None,
     mesh=None,
-    quantize: str | None = None,
+    quantize: str | Recipe | None = None,
     show_progress: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:

@@ -15,7 +15,8 @@ from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder, registry
 from jaxinfer.models.family import Family
-from jaxinfer.quantize import check_method
+from jaxinfer.models.linear import Leaf
+from jaxinfer.quantize import Recipe, Weight, find
 from jaxinfer.weights import checkpoint, placement
 from jaxinfer.weights.hub import resolve
 from jaxinfer.weights.loaded import Loaded, check_dtype, default_dtype
@@ -57,55 +58,68 @@ def load(
     *,
     dtype=None,
     mesh=None,
-    quantize: str | None = None,
+    quantize: str | Recipe | None = None,
     show_progress: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Read a checkpoint into `Params` that lie where `mesh` says (None: on the default device).
 
     dtype: float32, bfloat16 or float16 by name or type (None: the checkpoint's; float32 on CPU).
-    quantize: "int8" or "w8a8" rounds matrices while they load. show_progress: a bar on stderr,
+    quantize: a recipe, or the name of a method that needs no text: matrices are rounded while they
+    load. show_progress: a bar on stderr,
     where that is a terminal. progress(bytes placed, bytes in all) is called after every parameter.
     CheckpointError: the checkpoint cannot be used.
     """
-    return _load(
-        resolve(path_or_hub_id),
-        check_dtype(dtype),
-        mesh,
-        quantize,
-        Progress(show_progress, progress),
-    )
-
-
-def _load(folder: Path, dtype, mesh, method, progress: Progress) -> Loaded:
-    check_method(method)
-    _, family, config = read_config(folder)
-    layout = decoder.layout(config, sharding.model_shards(mesh))
-    tensors, head = checkpoint.match(folder, family, config)
-    dtype = default_dtype(checkpoint.dtype_of(tensors)) if dtype is None else dtype
-
-    def fill(name: str, start: int, stop: int, out: np.ndarray) -> None:
-        tensor = tensors[name]
-        read_rows(tensor.entry, tensor.first + start, tensor.first + stop, out, tensor.transposed)
+    recipe = find(quantize)
+    if recipe is not None and recipe.calibrated:
+        raise ValueError(f"{recipe.method} needs text; make a checkpoint with jaxinfer quantize")
+    reader = Reader(resolve(path_or_hub_id), mesh)
+    wanted = check_dtype(dtype) or reader.dtype
+    bar = Progress(show_progress, progress)
 
     def build(leaf):
-        try:
-            value = placement.place(leaf, fill, dtype, mesh, method)
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder}: cannot read it: {error.strerror}; fetch it again"
-            ) from error
-        except placement.RoundingError as error:
-            raise CheckpointError(f"{folder}: tensor {leaf.pieces[0].name}: {error}") from error
-        progress.advance(math.prod(leaf.shape) * dtype.itemsize)
+        value = reader.read(leaf, wanted, recipe)
+        bar.advance(math.prod(leaf.shape) * wanted.itemsize)
         return value
 
-    if head is not None:
-        _check_tied(folder, tensors["embed"].entry, head)
-    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(layout, is_leaf=decoder.is_leaf))
-    with progress.over(total * dtype.itemsize):
-        params = jax.tree.map(build, layout, is_leaf=decoder.is_leaf)
-    return Loaded(params, config, folder)
+    leaves = jax.tree.leaves(reader.layout, is_leaf=decoder.is_leaf)
+    with bar.over(sum(math.prod(leaf.shape) for leaf in leaves) * wanted.itemsize):
+        params = jax.tree.map(build, reader.layout, is_leaf=decoder.is_leaf)
+    return Loaded(params, reader.config, reader.folder)
+
+
+class Reader:
+    """A checkpoint, checked, whose parameters can be read one at a time.
+
+    config: what it describes; layout: its parameters' description over `mesh`; dtype: the one that
+    loading would choose. CheckpointError: it cannot be used.
+    """
+
+    def __init__(self, folder: Path, mesh=None):
+        self.folder, self._mesh = folder, mesh
+        _, family, self.config = read_config(folder)
+        self.layout = decoder.layout(self.config, sharding.model_shards(mesh))
+        self._tensors, head = checkpoint.match(folder, family, self.config)
+        self.dtype = default_dtype(checkpoint.dtype_of(self._tensors))
+        if head is not None:
+            _check_tied(folder, self._tensors["embed"].entry, head)
+
+    def read(self, leaf: Leaf, dtype: np.dtype, recipe: Recipe | None) -> Weight:
+        """One parameter in its place, rounded where there is a recipe that needs no text."""
+        try:
+            return placement.place(leaf, self._fill, dtype, self._mesh, recipe)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: cannot read it: {error.strerror}; fetch it again"
+            ) from error
+        except placement.RoundingError as error:
+            raise CheckpointError(
+                f"{self.folder}: tensor {leaf.pieces[0].name}: {error}"
+            ) from error
+
+    def _fill(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
+        tensor = self._tensors[name]
+        read_rows(tensor.entry, tensor.first + start, tensor.first + stop, out, tensor.transposed)
 
 
 def _check_tied(folder: Path, embed: Entry, head: Entry) -> None:

@@ -6,12 +6,14 @@ when they are restored to another mesh.
 """
 
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint
 
@@ -19,22 +21,25 @@ from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder
 from jaxinfer.models.decoder import Params
-from jaxinfer.models.linear import Leaf, Piece
-from jaxinfer.quantize import METHODS, QTensor, check_method
+from jaxinfer.quantize import CALIBRATED, METHODS, Form, QTensor, Recipe, find, form_of
+from jaxinfer.weights import placement
 from jaxinfer.weights.checkpoint import some
 from jaxinfer.weights.description import from_json, to_json
 from jaxinfer.weights.folder import copy_tokenizer, new_folder
 from jaxinfer.weights.loaded import DTYPES, Loaded, as_laid_out, check_dtype, default_dtype
+from jaxinfer.weights.relayout import relaid
 from jaxinfer.weights.safetensors_file import CheckpointError, read_json
 
 SIDE_FILE = "jaxinfer.json"
 ARRAYS = "params"
 VERSION = 1
+INT8 = ("int8", "w8a8")  # two ways to multiply the same arrays
 
 
 @dataclass(frozen=True)
 class Description:
-    """What jaxinfer.json holds. shards: as in `Params`; quantize: of its matrices.
+    """What jaxinfer.json holds. shards: as in `Params`; quantize: the method that made its
+    matrices (their arrays say in which form).
 
     files: the size in bytes of every file of the arrays.
     """
@@ -55,10 +60,9 @@ class Description:
             raise ValueError(f"shards needs to be 1 .. 65536, got {self.shards}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype needs one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.quantize is not None and self.quantize not in METHODS:
-            raise ValueError(
-                f"quantize needs one of {', '.join(METHODS)} or null, got {self.quantize!r}"
-            )
+        if self.quantize is not None and self.quantize not in (*METHODS, *CALIBRATED):
+            names = ", ".join((*METHODS, *CALIBRATED))
+            raise ValueError(f"quantize needs one of {names} or null, got {self.quantize!r}")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -71,21 +75,26 @@ def save(
     params: Params,
     config: ModelConfig,
     *,
+    method: str | None = None,
     tokenizer_from: str | Path | None = None,
 ) -> None:
     """Write `params` (on any mesh, quantized or not) to a new folder.
 
-    tokenizer_from: a folder whose tokenizer files are copied along.
+    method: what quantized them, where their own arithmetic does not say it. tokenizer_from: a
+    folder whose tokenizer files are copied along.
     """
     params = as_laid_out(params, config)
-    quantized = [leaf.method for leaf in _values(params) if isinstance(leaf, QTensor)]
+    quantized = Counter(leaf.method for leaf in _values(params) if isinstance(leaf, QTensor))
     dtype = params.norm.scale.dtype.name
-    method = quantized[0] if quantized else None
-    template = _template(config, params.shards, np.dtype(dtype), None, method)
+    if quantized and method is None:
+        method = quantized.most_common(1)[0][0]
+    found = {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in _named(params).items()}
+    forms = _forms(config, params.shards, method if quantized else None, found)
+    template = _template(config, params.shards, np.dtype(dtype), None, forms)
     if jax.tree.structure(params) != jax.tree.structure(template):
         raise ValueError(
-            "params need to be those of config, all matrices quantized alike or none; got another "
-            "structure"
+            "params need to be those of config, all matrices quantized by one method or none; got "
+            "another structure"
         )
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(params)):
         raise ValueError("params need to be live arrays, got deleted (donated) ones; save earlier")
@@ -93,7 +102,9 @@ def save(
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             checkpointer.save(target / ARRAYS, _named(params))
         files = _files(target / ARRAYS)
-        described = Description(VERSION, config, params.shards, dtype, method, files)
+        described = Description(
+            VERSION, config, params.shards, dtype, method if quantized else None, files
+        )
         (target / SIDE_FILE).write_text(json.dumps(to_json(described), indent=1) + "\n")
         if tokenizer_from is not None:
             copy_tokenizer(Path(tokenizer_from), target)
@@ -114,36 +125,55 @@ def read_description(folder: Path) -> Description:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def restore(folder: str | Path, *, dtype=None, mesh=None, quantize: str | None = None) -> Loaded:
+def read_forms(folder: Path) -> dict[int, Form]:
+    """How the quantized parameters are held, by their place in `decoder.leaves`."""
+    described = read_description(folder)
+    forms = _stored_forms(folder, described, described.quantize, _metadata(folder / ARRAYS))
+    return {i: form for i, form in enumerate(forms.values()) if form is not None}
+
+
+def _stored_forms(folder, described: Description, method, found) -> dict[str, Form | None]:
+    try:
+        return _forms(described.config, described.shards, method, found)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / ARRAYS}: {error}; save the checkpoint again") from error
+
+
+def restore(
+    folder: str | Path, *, dtype=None, mesh=None, quantize: str | Recipe | None = None
+) -> Loaded:
     """Read what `save` wrote to its place on `mesh` (None: the default device), from any mesh.
 
-    dtype: of what is not quantized (None: as saved; float32 on CPU). quantize: None (as saved) or,
-    for a quantized checkpoint, the method to run it with. CheckpointError: the checkpoint cannot be
-    used.
+    dtype: of what is not quantized (None: as saved; float32 on CPU). quantize: None (as saved); or
+    the method that the checkpoint was saved with; or, of INT8, the other one. CheckpointError: the
+    checkpoint cannot be used.
     """
-    check_method(quantize)
+    recipe = find(quantize)
     folder = Path(folder).absolute()
     described = read_description(folder)
-    if quantize is not None and described.quantize is None:
+    saved_as, method = described.quantize, recipe.method if recipe else described.quantize
+    if method != saved_as and not (method in INT8 and saved_as in INT8):
         raise CheckpointError(
-            f"{folder}: quantize={quantize!r} needs quantized parameters or a Hugging Face "
-            f"checkpoint, got an Orbax checkpoint in {described.dtype}; quantize while converting"
+            f"{folder}: quantize={method!r} needs unquantized weights in the Hugging Face layout, got "
+            f"an Orbax checkpoint in {saved_as or described.dtype}; quantize while converting"
         )
     _check_files(folder / ARRAYS, described.files)
-    method = quantize or described.quantize
     config, shards = described.config, sharding.model_shards(mesh)
     saved = np.dtype(described.dtype)
     wanted = check_dtype(dtype) or default_dtype(saved)
-    stored = _template(config, described.shards, saved, mesh, method)
-    template = _template(config, described.shards, wanted, mesh, method)
-    params = _read(folder / ARRAYS, template, stored)
+    found = _metadata(folder / ARRAYS)
+    forms = _stored_forms(folder, described, method, found)
+    stored = _template(config, described.shards, saved, mesh, forms)
+    _check(folder / ARRAYS, found, _named(stored))
+    template = _template(config, described.shards, wanted, mesh, forms)
+    params = _read(folder / ARRAYS, template)
     if described.shards == shards:
         return Loaded(params, config, folder)
     new, treedef = jax.tree.flatten(decoder.layout(config, shards), is_leaf=decoder.is_leaf)
     old, values = decoder.leaves(config, described.shards), _values(params)
     del params
     for i, (before, after) in enumerate(zip(old, new, strict=True)):
-        values[i] = _relaid(values[i], before, after, mesh)
+        values[i] = relaid(values[i], before, after, mesh, method)
     return Loaded(treedef.unflatten(values), config, folder)
 
 
@@ -151,13 +181,37 @@ def _values(params: Params) -> list:
     return jax.tree.leaves(params, is_leaf=decoder.is_leaf)
 
 
-def _named(tree) -> dict:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+def _named(tree, is_leaf=None) -> dict:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
+def _forms(
+    config: ModelConfig, shards: int, method: str | None, found: dict
+) -> dict[str, Form | None]:
+    """How each parameter is held, by its name: as the arrays that were found say, None where it is
+    plain. ValueError: arrays that make up no weight.
+    """
+    forms: dict[str, Form | None] = {}
+    for name, leaf in _named(decoder.layout(config, shards), decoder.is_leaf).items():
+        own = {
+            key.removeprefix(f"{name}."): described
+            for key, described in found.items()
+            if key.startswith(f"{name}.")
+        }
+        forms[name] = None
+        if method is None or not leaf.quantizable:
+            continue
+        try:
+            whole = Recipe(method).form(leaf.shape[1], head=leaf.head)
+            forms[name] = form_of(method, own) if "values" in own else whole
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return forms
+
+
 def _template(
-    config: ModelConfig, shards: int, dtype: np.dtype, mesh, method: str | None
+    config: ModelConfig, shards: int, dtype: np.dtype, mesh, forms: dict[str, Form | None]
 ) -> Params:
     """Parameters of shapes, dtypes and shardings, laid out for `shards`."""
 
@@ -167,14 +221,14 @@ def _template(
             place = sharding.place("." * len(shape), mesh)
         return jax.ShapeDtypeStruct(shape, kind, sharding=place)
 
-    def build(leaf):
-        if method is None or not leaf.quantizable:
+    def build(leaf, form):
+        if form is None:
             return array(leaf.shape, leaf.letters, dtype)
-        values = array(leaf.shape, leaf.letters, np.dtype(np.int8))
-        scale = array(leaf.shape[:1], leaf.letters[:1], np.dtype(np.float32))
-        return QTensor(values, scale, method)
+        return placement.build(form, leaf, lambda _, p: array(p.shape, p.letters, p.dtype))
 
-    return jax.tree.map(build, decoder.layout(config, shards), is_leaf=decoder.is_leaf)
+    layout, held = decoder.layout(config, shards), list(forms.values())
+    described, treedef = jax.tree.flatten(layout, is_leaf=decoder.is_leaf)
+    return treedef.unflatten(map(build, described, held))
 
 
 def _divides(shape, place) -> bool:
@@ -185,27 +239,31 @@ def _divides(shape, place) -> bool:
     return True
 
 
-def _read(path: Path, template: Params, stored: Params) -> Params:
-    """The arrays of an Orbax folder as `template` has them; `stored` is what the folder has to
-    hold.
-    """
+def _metadata(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape and type of every array of an Orbax folder, by name."""
+    with _reading(path) as checkpointer:
+        item: Any = checkpointer.metadata(path).item_metadata
+        found = dict(item.tree)
+        return {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in found.items()}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[orbax.checkpoint.StandardCheckpointer]:
     try:
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-            found = dict(checkpointer.metadata(path).item_metadata.tree)
-            _check(
-                path,
-                {name: (tuple(x.shape), np.dtype(x.dtype)) for name, x in found.items()},
-                _named(stored),
-            )
-            values = checkpointer.restore(path, _named(template))
-    except CheckpointError:
-        raise
+            yield checkpointer
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
         detail = str(error).splitlines()[0][:200] if str(error) else "no detail"
         raise CheckpointError(
             f"{path}: cannot read the Orbax arrays ({type(error).__name__}: {detail}); save the "
             "checkpoint again"
         ) from error
+
+
+def _read(path: Path, template: Params) -> Params:
+    """The arrays of an Orbax folder as `template` has them."""
+    with _reading(path) as checkpointer:
+        values = checkpointer.restore(path, _named(template))
     return jax.tree.structure(template).unflatten(values[name] for name in _named(template))
 
 
@@ -237,44 +295,3 @@ def _check(path: Path, found: dict, wanted: dict) -> None:
             f"{path}: the arrays need to be those that {SIDE_FILE} describes, got {len(problems)} "
             f"differences: {some(problems)}; save the checkpoint again"
         )
-
-
-def _relaid(value, before: Leaf, after: Leaf, mesh):
-    """One parameter, described by `before`, as `after` describes it."""
-    if isinstance(value, QTensor):
-        values = _rows(value.values, 0, before, after, after.letters, mesh)
-        return QTensor(
-            values, _rows(value.scale, 1, before, after, after.letters[:1], mesh), value.method
-        )
-    return _rows(value, 0, before, after, after.letters, mesh)
-
-
-def _rows(
-    value: jax.Array, padding: int, before: Leaf, after: Leaf, letters: str, mesh
-) -> jax.Array:
-    parts = []
-    for piece in after.pieces:
-        if piece.name is None:
-            parts.append(
-                jnp.full((piece.stop - piece.start, *value.shape[1:]), padding, value.dtype)
-            )
-        else:
-            parts += [value[low:high] for low, high in _found(before, piece)]
-    return jax.device_put(jnp.concatenate(parts), sharding.place(letters, mesh))
-
-
-def _found(leaf: Leaf, wanted: Piece) -> list[tuple[int, int]]:
-    """Which rows of `leaf` hold the canonical rows that `wanted` names, in order."""
-    ranges, at, row = {}, 0, wanted.start
-    for piece in leaf.pieces:
-        if piece.name == wanted.name:
-            ranges[piece.start] = (piece.stop, at)
-        at += piece.stop - piece.start
-    found = []
-    while row < wanted.stop:
-        start = max(first for first in ranges if first <= row)
-        stop, at = ranges[start]
-        high = min(stop, wanted.stop)
-        found.append((at + row - start, at + high - start))
-        row = high
-    return found

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxinfer import quantize, sharding
-from jaxinfer.models.linear import Leaf
+from jaxinfer.models.linear import Leaf, Piece
 
 ROWS_BYTES = 32 << 20
 Fill = Callable[[str, int, int, np.ndarray], None]
@@ -17,21 +19,57 @@ class RoundingError(ValueError):
     """Weights that the quantization method cannot hold."""
 
 
-def place(leaf: Leaf, fill: Fill, dtype: np.dtype, mesh, method: str | None) -> quantize.Weight:
+def place(
+    leaf: Leaf, fill: Fill, dtype: np.dtype, mesh, recipe: quantize.Recipe | None
+) -> quantize.Weight:
     """The parameter `leaf` describes, by its letters over `mesh` (None: on the default device).
 
     fill(name, start, stop, out) writes rows start .. stop of a canonical tensor into `out`, in
-    out's dtype. Each row of the leaf that this process holds is asked for once; a quantized row is
-    rounded whole, before columns are cut.
+    out's dtype. Each row of the leaf that this process holds is asked for once (twice where the
+    method looks at all rows first); a quantized row is rounded whole, before columns are cut.
+    RoundingError: weights, or shards of them, that the recipe cannot hold.
     """
     where = sharding.place(leaf.letters, mesh)
-    if method is None or not leaf.quantizable:
+    if recipe is None or not leaf.quantizable:
         return _array(leaf.shape, where, cache(partial(_rows, leaf, fill, dtype)))
-    rounded = cache(partial(_rounded, leaf, fill))
-    values = _array(leaf.shape, where, lambda start, stop: rounded(start, stop)[0])
-    where = sharding.place(leaf.letters[:1], mesh)
-    scale = _array(leaf.shape[:1], where, lambda start, stop: rounded(start, stop)[1])
-    return quantize.QTensor(values, scale, method)
+    try:
+        form = form_of(leaf, recipe, mesh)
+        rounder = quantize.Rounder(recipe, form)
+        if rounder.surveys:
+            _survey(leaf, fill, rounder)
+    except ValueError as error:
+        raise RoundingError(str(error)) from error
+    rounded = cache(partial(_rounded, leaf, fill, rounder))
+
+    def array(name, part):
+        where = sharding.place(part.letters, mesh)
+        if name == "columns":
+            return jax.device_put(jnp.asarray(rounder.columns), where)
+        return _array(part.shape, where, lambda start, stop: rounded(start, stop)[name])
+
+    return build(form, leaf, array)
+
+
+def form_of(leaf: Leaf, recipe: quantize.Recipe, mesh) -> quantize.Form:
+    """How `recipe` holds a leaf over `mesh`; ValueError where groups would be cut."""
+    return recipe.form(leaf.shape[1], shards=cuts(leaf, mesh), head=leaf.head)
+
+
+def cuts(leaf: Leaf, mesh: Mesh | None) -> int:
+    """Into how many parts the columns of a leaf are cut."""
+    axis = sharding.RULES.get(leaf.letters[1])
+    return 1 if mesh is None or axis is None else mesh.shape[axis]
+
+
+def build(
+    form: quantize.Form, leaf: Leaf, array: Callable[[str, quantize.Part], jax.Array]
+) -> quantize.QTensor:
+    """The weight whose arrays are array(name, description)."""
+    described = form.parts((leaf.shape[0], leaf.shape[1]), leaf.letters)
+    names = ("values", "scale", "zero", "smooth", "columns", "outliers")
+    found = {name: getattr(described, name) for name in names}
+    made = {name: array(name, part) for name, part in found.items() if part is not None}
+    return described.replace(**made)
 
 
 def _array(shape, where, rows) -> jax.Array:
@@ -59,19 +97,52 @@ def _rows(leaf: Leaf, fill: Fill, dtype: np.dtype, start: int, stop: int) -> np.
     return out
 
 
-def _rounded(leaf: Leaf, fill: Fill, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    values = aligned((stop - start, *leaf.shape[1:]), np.dtype(np.int8))
-    scale = aligned((stop - start,), np.dtype(np.float32))
+def _blocks(leaf: Leaf, start: int, stop: int):
+    """Rows start .. stop of a leaf as (piece, first row within the piece, rows), ROWS_BYTES at a
+    time.
+    """
     step = max(1, ROWS_BYTES // (4 * leaf.shape[1]))
-    for low in range(start, stop, step):
-        high = min(stop, low + step)
-        at = slice(low - start, high - start)
-        block = _rows(leaf, fill, np.dtype(np.float32), low, high)
+    at = 0
+    for piece in leaf.pieces:
+        size = piece.stop - piece.start
+        for low in range(max(start, at), min(stop, at + size), step):
+            yield piece, low - at, min(low + step, stop, at + size) - low
+        at += size
+
+
+def _read(leaf: Leaf, fill: Fill, piece: Piece, first: int, count: int) -> np.ndarray:
+    block = np.zeros((count, leaf.shape[1]), np.float32)
+    if piece.name is not None:
+        fill(piece.name, piece.start + first, piece.start + first + count, block)
+    return block
+
+
+def _survey(leaf: Leaf, fill: Fill, rounder: quantize.Rounder) -> None:
+    seen = set()  # repeated heads count once
+    for piece, first, count in _blocks(leaf, 0, leaf.shape[0]):
+        name, start = piece.name, piece.start + first
+        if name is not None and (name, start) not in seen:
+            seen.add((name, start))
+            rounder.survey(name, start, _read(leaf, fill, piece, first, count))
+
+
+def _rounded(
+    leaf: Leaf, fill: Fill, rounder: quantize.Rounder, start: int, stop: int
+) -> dict[str, np.ndarray]:
+    whole: dict[str, np.ndarray] = {}
+    at = 0
+    for piece, first, count in _blocks(leaf, start, stop):
+        block = _read(leaf, fill, piece, first, count)
         try:
-            values[at], scale[at] = quantize.round_rows(block)
+            found = rounder.round(piece.name, piece.start + first, block)
         except ValueError as error:
             raise RoundingError(str(error)) from error
-    return values, scale
+        for name, rows in found.items():
+            if name not in whole:
+                whole[name] = aligned((stop - start, *rows.shape[1:]), rows.dtype)
+            whole[name][at : at + count] = rows
+        at += count
+    return whole
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

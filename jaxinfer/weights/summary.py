@@ -3,12 +3,14 @@ read.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder, registry
+from jaxinfer.quantize import Form
 from jaxinfer.weights import checkpoint, huggingface, orbax
 from jaxinfer.weights.loaded import check_dtype, default_dtype
 
@@ -42,7 +44,7 @@ def _huggingface(folder, dtype, cache_dtype):
         "architecture": hf["architectures"][0],
         "stored_bytes": dict(sorted(stored.items())),
         "files": {path.name: path.stat().st_size for path in sorted({e.path for e in entries})},
-        **_numbers(config, used, cache_dtype or used, None),
+        **_numbers(config, used, cache_dtype or used, None, {}),
     }
 
 
@@ -56,19 +58,28 @@ def _orbax(folder, dtype, cache_dtype):
         "architecture": registry.by_name(config.family).architectures[0],
         "stored_bytes": {described.quantize or described.dtype: sum(described.files.values())},
         "files": described.files,
-        **_numbers(config, used, cache_dtype or used, described.quantize),
+        **_numbers(config, used, cache_dtype or used, described.quantize, orbax.read_forms(folder)),
     }
 
 
-def _numbers(config: ModelConfig, used: np.dtype, cache: np.dtype, method: str | None) -> dict:
-    parameters = sum(math.prod(shape) for shape in decoder.canonical_shapes(config).values())
-    narrow = [leaf.shape for leaf in decoder.leaves(config) if leaf.quantizable and method]
-    values = sum(math.prod(shape) for shape in narrow)
+def _numbers(
+    config: ModelConfig,
+    used: np.dtype,
+    cache: np.dtype,
+    method: str | None,
+    forms: Mapping[int, Form],
+) -> dict:
+    held = sum(
+        forms[i].nbytes((leaf.shape[0], leaf.shape[1]))
+        if i in forms
+        else math.prod(leaf.shape) * used.itemsize
+        for i, leaf in enumerate(decoder.leaves(config))
+    )
     per_layer = 2 * config.num_kv_heads * config.head_dim * cache.itemsize
     windows = [layer.window for layer in config.layers if layer.window is not None]
     return {
-        "parameters": parameters,
-        "bytes": (parameters - values) * used.itemsize + values + 4 * sum(s[0] for s in narrow),
+        "parameters": sum(map(math.prod, decoder.canonical_shapes(config).values())),
+        "bytes": held,
         "dtype": used.name,
         "quantize": method,
         "kv_bytes_per_token": per_layer * len(config.layers),

@@ -6,7 +6,7 @@ import pytest
 
 from jaxinfer.bench.subject import Subject, find_config, prepare, random_params
 from jaxinfer.models import decoder, presets
-from jaxinfer.quantize import QTensor
+from jaxinfer.quantize import METHODS, QTensor, Recipe, dequantize
 from tests import tiny
 
 
@@ -24,19 +24,21 @@ def test_random_parameters_have_the_shapes_and_sizes_of_drawn_ones(seed):
     assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize("method", ["int8", "w8a8"])
+@pytest.mark.parametrize("method", METHODS)
 def test_random_quantized_parameters(method, seed):
     config = tiny.config(d_model=64, d_ff=128, vocab_size=500)
     found = random_params(config, np.dtype("float32"), method, seed)
     truth = decoder.init(config, jax.random.key(seed))
     up, plain = found.layers[1].mlp.up.w, truth.layers[1].mlp.up.w
     assert isinstance(up, QTensor)
-    assert up.method == method
-    assert up.values.dtype == np.int8
-    wide = np.asarray(up.values, np.float32) * np.asarray(up.scale)[:, None]
+    form = Recipe(method).form(64)
+    assert up.method == form.method
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(up)) == form.nbytes(plain.shape)
+    wide = dequantize(up.replace(outliers=None))
     assert wide.shape == plain.shape
     assert np.std(wide) == pytest.approx(float(np.std(plain)), rel=0.1)
-    assert np.abs(up.values.astype(np.int32)).max() == 127
+    if up.kind == "int8":
+        assert np.abs(up.values.astype(np.int32)).max() == 127
     assert not isinstance(found.norm.scale, QTensor)
 
 

@@ -207,7 +207,7 @@ def test_methods():
         (["decode", "--context=1"], "context >= 2"),
         (["decode", "--steps=0"], "steps >= 1"),
         (["decode", "--repeats=0"], "--repeats needs to be at least 1"),
-        (["decode", "--quantize=int9"], "methods among none, int8, w8a8"),
+        (["decode", "--quantize=int9"], "methods among none, int8, int4, fp8, w8a8, llm_int8"),
         (["decode", "--plot=x.txt"], "ends in .png"),
         (["decode", "--plot=no/such/folder/x.png"], "a folder that is there"),
         (["decode", "--model=llama-3.1-8b"], "add --weights=random"),

@@ -195,12 +195,17 @@ def test_ignored_tensors_are_ignored(tmp_path):
 def _check_rounded(params, wanted, method):
     found = jax.tree.leaves(params, is_leaf=decoder.is_leaf)
     rounded = 0
-    for value, leaf in zip(found, jax.tree.leaves(wanted), strict=True):
+    recipe = quantize.Recipe(method)
+    for i, (value, leaf) in enumerate(zip(found, jax.tree.leaves(wanted), strict=True)):
         if isinstance(value, quantize.QTensor):
-            values, scale = quantize.round_rows(np.asarray(leaf))
-            assert value.method == method
-            assert np.array_equal(value.values, values)
-            assert np.array_equal(value.scale, scale)
+            head = i == len(found) - 1 or (i == 0 and wanted.unembed is None)
+            form = recipe.form(leaf.shape[1], head=head)
+            rounder = quantize.Rounder(recipe, form)
+            if rounder.surveys:
+                rounder.survey("whole", 0, np.asarray(leaf))
+            assert value.method == form.method
+            for name, rows in rounder.round("whole", 0, np.asarray(leaf)).items():
+                assert np.array_equal(getattr(value, name), rows), name
             rounded += 1
         else:
             assert checkpoints.equal(value, leaf)
@@ -235,7 +240,7 @@ def test_dtypes_that_are_not_offered(tmp_path, dtype):
     checkpoints.fresh(tmp_path)
     with pytest.raises(ValueError, match="float32, bfloat16, float16"):
         weights.load(tmp_path, dtype=dtype)
-    with pytest.raises(ValueError, match="int8, w8a8"):
+    with pytest.raises(ValueError, match="int8, int4, fp8, w8a8, llm_int8"):
         weights.load(tmp_path, quantize="int3")
 
 

@@ -66,7 +66,10 @@ def test_no_second_copy(folders):
     assert peak < 1.25 * held
 
 
-def test_quantizing_never_holds_the_full_precision_model(folders):
-    peak, held = _measure(folders, "int8")
-    assert 45e6 < held < 60e6
+@pytest.mark.parametrize(
+    ("method", "least", "most"), [("int8", 45e6, 60e6), ("int4", 20e6, 40e6), ("fp8", 45e6, 60e6)]
+)
+def test_quantizing_never_holds_the_full_precision_model(folders, method, least, most):
+    peak, held = _measure(folders, method)
+    assert least < held < most
     assert peak < held + 60e6
