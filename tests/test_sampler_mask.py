@@ -142,3 +142,12 @@ def test_where_edits_leave_nothing_the_mask_wins(rng):
     found = draw(jnp.asarray(logits), sampling, history, jnp.zeros(3, jnp.int32), mask=mask)
     best = 7 + int(logits[1, 7] < logits[1, 8])
     assert np.asarray(found.token).tolist() == [eos, best, 9]
+
+
+def test_a_row_is_free_again_when_its_mask_is_cleared(rng):
+    vocab = 50
+    logits = jnp.asarray(rng.normal(0, 2, (3, vocab)), jnp.float32)
+    sampling = sampler.pack([SamplingParams(temperature=1.0, seed=i) for i in range(3)], vocab)
+    mask = sampler.clear_masks(masks(some(rng, 3, vocab), [0, 1]), jnp.asarray([1, 3], jnp.int32))
+    left = np.isfinite(np.asarray(process(logits, sampling, None, mask))).all(axis=1)
+    assert left.tolist() == [False, True, True]

@@ -15,7 +15,7 @@ from jaxinfer.sampler.history import (
     start_history,
     update,
 )
-from jaxinfer.sampler.mask import Mask, mask_words, no_mask, set_masks
+from jaxinfer.sampler.mask import Mask, clear_masks, mask_words, no_mask, set_masks
 from jaxinfer.sampler.settings import (
     MAX_EOS_IDS,
     Sampling,
@@ -34,6 +34,7 @@ __all__ = [
     "Mask",
     "Sampled",
     "Sampling",
+    "clear_masks",
     "empty_history",
     "greedy",
     "mask_words",

@@ -38,6 +38,11 @@ def set_masks(mask: Mask, slots: jax.Array, bits: jax.Array) -> Mask:
     return set_rows(mask, slots, Mask(bits=bits, masked=jnp.ones(slots.shape, jnp.bool_)))
 
 
+def clear_masks(mask: Mask, slots: jax.Array) -> Mask:
+    """`mask` with rows `slots` [R] free to take anything."""
+    return mask.replace(masked=set_rows(mask.masked, slots, jnp.zeros(slots.shape, jnp.bool_)))
+
+
 def masking(mask: Mask, logits: jax.Array) -> list[Stage]:
     """The stage that applies a mask; `logits` [B, V] float32 are the model's own."""
     V = logits.shape[1]
