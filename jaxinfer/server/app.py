@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from jaxinfer.server import answers, control, openapi, schemas
+from jaxinfer.server import answers, control, openapi, playground, schemas
 from jaxinfer.server.chat import chat_completions
 from jaxinfer.server.completions import completions
 from jaxinfer.server.errors import ApiError
@@ -106,6 +106,7 @@ def application(service: Service) -> Starlette:
         Route(one.path, Handled(one, service), methods=[one.method], name=one.handler.__name__)
         for one in ENDPOINTS
     ]
+    routes += playground.routes()
     return Starlette(
         routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _unrouted}
     )
