@@ -58,6 +58,14 @@ def define(flags: Flags) -> None:
     flags.one("chunk", INTEGER, "prompt tokens of one text that a step reads at most", 512)
     flags.one("budget", INTEGER, "prompt tokens that a step reads at most", 2048)
     flags.one("decode_steps", INTEGER, "tokens decoded before the host looks again", 8)
+    flags.one(
+        "page_size",
+        INTEGER,
+        "positions of a page of the cache that texts share; without it each has a place of its own",
+    )
+    flags.one(
+        "num_pages", INTEGER, "how many pages; without it enough for all texts at their longest"
+    )
     flags.choice(
         "warm_up",
         "what is compiled before it is ready: nothing, what text needs, or log-probabilities too",
@@ -93,6 +101,9 @@ def run(values: FlagValues) -> None:
     )
     settings = server.Settings(name=values.name or _name(values.model), **keys, **_settings(values))
     settings = server.guarded(settings, values.host)
+    for name in ("page_size", "num_pages"):
+        if values[name].value is not None and (values[name].value < 1 or not values.page_size):
+            raise ValueError(f"--{name} needs to be at least 1, and num_pages a page_size")
     with server.listen(values.host, values.port) as listening:
         loaded = model.read(values)
         limits = dataclasses.replace(limits, max_length=_length(values, loaded))
@@ -112,6 +123,8 @@ def run(values: FlagValues) -> None:
             settings,
             limits,
             warm_up=WARM_UP[values.warm_up],
+            page_size=values.page_size,
+            num_pages=values.num_pages,
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
 

@@ -22,6 +22,7 @@ CAUSES = {
     Cause.SHUTDOWN: 503,
     Cause.CONTROL: 503,
     Cause.ENGINE: 500,
+    Cause.SEQUENCE: 500,
 }
 
 

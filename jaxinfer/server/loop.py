@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from jaxinfer.engine import Stats, StepFailed
-from jaxinfer.request import Request, Token
+from jaxinfer.request import FinishReason, Request, Token
 from jaxinfer.scheduler import QueueFull
 
 HAND_OVERS = 16  # steps whose tokens may be on their way to the asyncio loop
@@ -42,6 +42,7 @@ class Cause(enum.StrEnum):
     SHUTDOWN = "shutting_down"
     CONTROL = "aborted"
     ENGINE = "engine_failed"
+    SEQUENCE = "sequence_failed"
 
 
 class Unavailable(RuntimeError):
@@ -142,7 +143,9 @@ class Ticket:
         events = [(index, token) for index, token in events if index in self.left]
         self._events += events
         for index, token in events:
-            if token.finish_reason is not None:
+            if token.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                self.fail(Aborted(Cause.SEQUENCE, token.error or "the engine ended this answer"))
+            elif token.finish_reason is not None:
                 self.left.discard(index)
         self._wake.set()
         if len(self._events) > most:

@@ -51,7 +51,9 @@ def url(process) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_start_to_end(start, folder, tmp_path, number):
     (tmp_path / "keys").write_text(f"{KEY}\nanother-key\n")
-    process = start(f"--api_key_file={tmp_path / 'keys'}", "--max_queue=3", "--name=mine")
+    process = start(
+        f"--api_key_file={tmp_path / 'keys'}", "--max_queue=3", "--name=mine", "--page_size=16"
+    )
     base = url(process)
     headers = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=base, headers=headers, timeout=60) as client:
@@ -111,6 +113,8 @@ def test_a_port_in_use(run, folder):
         (["--max_n=0"], "max_n needs"),
         (["--grace_s=-1"], "grace_s needs"),
         (["--max_slots=0"], "slots needs to be at least 1"),
+        (["--page_size=0"], "--page_size needs"),
+        (["--num_pages=9"], "num_pages a page_size"),
         (["--port=0", f"--max_length={CONTEXT + 1}"], f"2 .. {CONTEXT}"),
         (["--port=0", "--chat_template=zzz"], "needs a name among default, plain"),
     ],

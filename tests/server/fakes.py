@@ -43,6 +43,7 @@ class Engine:
     sequences: list[Sequence] = field(default_factory=list)
     added: list[tuple[str, int, str]] = field(default_factory=list)
     failed: Exception | None = None
+    error_at: int | None = None  # the id at which a sequence ends with an error
     steps: int = 0
     fail_step = staticmethod(lambda running: None)
     fail_add = staticmethod(lambda request: None)
@@ -90,6 +91,9 @@ class Engine:
         request = sequence.request
         token = request.prompt_token_ids[0] + sequence.said
         sequence.said += 1
+        if token == self.error_at:
+            self.sequences.remove(sequence)
+            return Token(request.id, token, finish_reason=FinishReason.ERROR, error="no way on")
         last = sequence.said == request.params.max_new_tokens
         if last:
             self.sequences.remove(sequence)

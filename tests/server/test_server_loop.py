@@ -149,6 +149,20 @@ def test_what_an_engine_refuses_costs_one_ticket():
     run(test, engine=engine)
 
 
+def test_a_sequence_that_ends_with_an_error_costs_its_ticket():
+    async def test(loop, engine):
+        good = loop.submit([request("good", 1, 9)])
+        bad = loop.submit([request("a", 45, 9), request("b", 100, 10_000)])
+        with pytest.raises(Aborted, match="no way on") as caught:
+            await read(bad)
+        assert caught.value.cause is Cause.SEQUENCE
+        assert len((await read(good))[0]) == 9
+        await loop.call(lambda engine: None)
+        assert engine.idle
+
+    run(test, engine=Engine(error_at=50))
+
+
 def test_a_failed_step_costs_those_in_it():
     def fail(running):
         lost = [s for s in running if s.request.id == "lost"]
