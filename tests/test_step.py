@@ -24,14 +24,14 @@ def held(config, kind, seed) -> decoder.Params:
     """Random parameters as they would be served: plain, or quantized where the layout allows."""
     dtype = jnp.bfloat16 if kind == "bf16" else jnp.float32
     params = decoder.init(config, jax.random.key(seed), dtype)
-    if kind != "w8a8":
+    if kind not in quantize.METHODS:
         return decoder.prepare(params)
 
     def shrink(leaf, x):
         if not leaf.quantizable:
             return x
         values, scale = quantize.round_rows(np.asarray(x))
-        return quantize.QTensor(jnp.asarray(values), jnp.asarray(scale), method="w8a8")
+        return quantize.QTensor(jnp.asarray(values), jnp.asarray(scale), method=kind)
 
     return jax.tree.map(shrink, decoder.layout(config), params, is_leaf=decoder.is_leaf)
 
@@ -55,7 +55,7 @@ def loop(config, span):
 
 
 @pytest.mark.parametrize("slots", [1, 8])
-@pytest.mark.parametrize("kind", ["f32", "bf16", "w8a8"])
+@pytest.mark.parametrize("kind", ["f32", "bf16", "int8", "w8a8"])
 def test_decode_makes_no_copy_of_the_weights(seed, kind, slots):
     rope = LayerConfig(rope=Rope(rotary_dim=32))
     config = tiny.config(
