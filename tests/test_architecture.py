@@ -15,12 +15,12 @@ RANKS = [
     {"tokenizer", "quantize", "ragged", "cache", "pages", "stream"},
     {"scheduler", "models", "grammar"},
     {"weights", "sampler", "toolcalls"},
-    {"generate"},
+    {"generate", "calibrate"},
     {"step", "reading"},
     {"engine"},
     {"roofline", "topology"},
     {"model"},
-    {"perplexity", "bench", "server"},
+    {"perplexity", "bench", "server", "harness"},
     {"quality"},
     {"cli"},
 ]
@@ -89,9 +89,9 @@ def test_no_import_waits_inside_a_function(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_jit_lives_where_programs_do(path):
-    # bench, quality, topology and a kernel's bench measure or compile programs of their own; a
+    # bench, calibrate, quality, topology and a kernel's bench have programs of their own; a
     # kernel's launch is lowered once for all layers
-    programs = ("step", "reading", "generate", "bench", "quality", "topology")
+    programs = ("step", "reading", "generate", "calibrate", "bench", "quality", "topology")
     if room_of(path) in programs or path.name in ("bench.py", "launch.py"):
         return
     for node in ast.walk(ast.parse(path.read_text())):
