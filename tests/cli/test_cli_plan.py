@@ -143,9 +143,10 @@ def test_a_hub_id_fetches_the_description_alone(run, folder, tmp_path, monkeypat
 
 def test_compiling(run, folder):
     """Four query heads on four chips: a head each, with half of the key-value heads repeated."""
-    argv = ["--topology=v5e:2x2", "--batch=4", "--context=256", "--compile"]
-    ran = run("plan", folder, *argv, "--json")
+    argv = ["--topology=v5e:2x2", "--mesh=model=4", "--batch=1", "--context=256"]
+    ran = run("plan", folder, *argv, "--compile", "--json")
     found = ran.json["compile"]
+    assert found["mesh"] == {"data": 1, "model": 4}
     assert ran.err == ""
     assert found["fits"] is True
     assert found["topology"] == "v5e:2x2"
