@@ -43,7 +43,8 @@ def _points(name: str) -> Callable[[dict], str]:
 
     def read(row: dict) -> str:
         found = row[f"{name}_ms"]
-        return "-" if found is None else " / ".join(_time(p)(found) for p in ("p50", "p90", "p99"))
+        points = ("p50", "p90", "p99")
+        return "-" if found is None else " ".join(_three(found[point]) for point in points)
 
     return read
 
@@ -120,8 +121,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("answered", lambda row: f"{row['completed']:,} of {row['requests']:,}"),
         ("req/s", lambda row: f"{row['requests_per_s']:.3g}"),
         ("out tok/s", _count("output_tokens_per_s")),
-        ("all tok/s", _count("total_tokens_per_s")),
-        ("TTFT p50/90/99 ms", _points("ttft")),
+        ("TTFT ms: p50 p90 p99", _points("ttft")),
         ("TPOT ms", _points("tpot")),
         ("ITL ms", _points("itl")),
         ("whole ms", _points("e2e")),

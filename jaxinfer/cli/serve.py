@@ -101,9 +101,7 @@ def run(values: FlagValues) -> None:
     )
     settings = server.Settings(name=values.name or _name(values.model), **keys, **_settings(values))
     settings = server.guarded(settings, values.host)
-    for name in ("page_size", "num_pages"):
-        if values[name].value is not None and (values[name].value < 1 or not values.page_size):
-            raise ValueError(f"--{name} needs to be at least 1, and num_pages a page_size")
+    _check_pages(values.page_size, values.num_pages)
     with server.listen(values.host, values.port) as listening:
         loaded = model.read(values)
         limits = dataclasses.replace(limits, max_length=_length(values, loaded))
@@ -138,6 +136,14 @@ def run(values: FlagValues) -> None:
         finally:
             bar.stop()
     output.note("stopped")
+
+
+def _check_pages(page_size: int | None, num_pages: int | None) -> None:
+    for name, value in (("page_size", page_size), ("num_pages", num_pages)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} needs to be at least 1, got {value}")
+    if num_pages is not None and page_size is None:
+        raise ValueError("--num_pages needs a --page_size, got none")
 
 
 def _room() -> ModuleType:

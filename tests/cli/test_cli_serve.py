@@ -114,7 +114,7 @@ def test_a_port_in_use(run, folder):
         (["--grace_s=-1"], "grace_s needs"),
         (["--max_slots=0"], "slots needs to be at least 1"),
         (["--page_size=0"], "--page_size needs"),
-        (["--num_pages=9"], "num_pages a page_size"),
+        (["--num_pages=9"], "--num_pages needs a --page_size"),
         (["--port=0", f"--max_length={CONTEXT + 1}"], f"2 .. {CONTEXT}"),
         (["--port=0", "--chat_template=zzz"], "needs a name among default, plain"),
     ],

@@ -36,11 +36,11 @@ class Served:
 
     def post(self, path: str, key: str | None = KEY, **body) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=300)
 
     def get(self, path: str, key: str | None = KEY) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.get(self.url + path, headers=headers, timeout=60)
+        return httpx.get(self.url + path, headers=headers, timeout=300)
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def serving(
     try:
         with (
             server.background(service) as url,
-            httpx.Client(base_url=url, headers=HEADERS, timeout=30) as client,
+            httpx.Client(base_url=url, headers=HEADERS, timeout=120) as client,
         ):
             yield client, service
     finally:
