@@ -126,8 +126,7 @@ def _log(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict:
     given = sys.argv[1:] if argv is None else list(argv)
     values = parse(given)
-    command = shlex.join(["python", "-m", "examples.peers.compare", *given])
-    head = {"kind": "peers", **machine.describe(values.platform), "command": command}
+    head = {"kind": "peers", **machine.describe(values.platform), "command": _command(given)}
     if values.commit:
         head["commit"] = values.commit
     with tempfile.TemporaryDirectory() as temporary:
@@ -139,6 +138,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
         values.output.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document))
     return document
+
+
+def _command(given: Sequence[str]) -> str:
+    """What was asked for, each flag once (the last one counts), without the places of files."""
+    words = [part for word in given for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    places = ("--scratch", "--output", "--commit")
+    asked = [f"{name}={value}" for name, value in flags.items() if name not in places]
+    return shlex.join(["python", "-m", "examples.peers.compare", *asked])
 
 
 if __name__ == "__main__":

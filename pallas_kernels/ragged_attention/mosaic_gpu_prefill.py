@@ -28,11 +28,17 @@ CONSUMERS = 2
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Block sizes: queries a consumer warpgroup, keys a block, blocks in flight."""
+    """Block sizes: queries a consumer warpgroup, keys a block, blocks in flight.
+
+    persistent: one worker a multiprocessor takes tile after tile, its ring of keys running on from
+    one to the next, instead of a worker for each. It has run in the interpreter alone so far; the
+    measured figures are those of a worker for each.
+    """
 
     queries: int = 64
     keys: int = 128
     stages: int = 2
+    persistent: bool = False
 
     @property
     def tile(self) -> int:
@@ -144,7 +150,7 @@ def _kernel(
     bq, bk, stages = blocks.queries, blocks.keys, blocks.stages
     pieces = max(1, bk // page_size) if table is not None else 1
     tiles = info.shape[0]
-    workers = min(multiprocessors(), tiles * N)
+    workers = min(multiprocessors(), tiles * N) if blocks.persistent else tiles * N
     own_output = H <= 128  # else the output leaves through the queries' buffer
     to_log2 = (scale if softcap is None else softcap) * LOG2_E
 

@@ -39,6 +39,8 @@ def test_comparison_measures_every_installed_engine_and_finds_the_same_tokens(tm
     assert document["kind"] == "peers"
     assert document["hardware"]["platform"] == "cpu"
     assert "--cases=2x8" in document["command"]
+    assert document["command"].count("--cases") == 1  # not also what this one replaces
+    assert str(tmp_path) not in document["command"]
     assert {"date", "commit", "versions"} <= set(document)
     assert [row["peer"] for row in document["rows"]] == PEERS
     for row in document["rows"]:

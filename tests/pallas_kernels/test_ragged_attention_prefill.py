@@ -1,5 +1,6 @@
 """The Hopper prefill kernel: equals its specification on a GPU, and lowers for one anywhere."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.ragged_attention import ragged_attention, specification
+from pallas_kernels.ragged_attention import mosaic_gpu_prefill, ragged_attention, specification
 from pallas_kernels.ring import position_of
 
 # counts, lengths, head size, capacity, page size or None, window, soft cap
@@ -48,7 +49,19 @@ def arguments(rng, counts, lengths, H, capacity, page_size, N=4, K=2):
     return tuple(np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in (q, k, v)), places
 
 
+@pytest.fixture(params=[False, True], ids=["a worker a tile", "persistent"])
+def workers(request, monkeypatch):
+    """Both schedules of the kernel."""
+    fitting = mosaic_gpu_prefill.fitting
+
+    def chosen(head_dim):
+        return dataclasses.replace(fitting(head_dim), persistent=request.param)
+
+    monkeypatch.setattr(mosaic_gpu_prefill, "fitting", chosen)
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_specification(rng, case):
     counts, lengths, H, capacity, page_size, window, softcap = CASES[case]
@@ -71,6 +84,7 @@ def test_equals_the_specification(rng, case):
     np.testing.assert_array_equal(found, np.asarray(run(*given), np.float32))
 
 
+@pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("case", CASES)
 def test_lowers_for_a_gpu(rng, case):
     counts, lengths, H, capacity, page_size, window, softcap = CASES[case]
