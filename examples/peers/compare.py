@@ -142,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def _command(given: Sequence[str]) -> str:
     """What was asked for, each flag once (the last one counts), without the places of files."""
-    words = [part for word in given for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    words = [
+        part for word in given for part in (word.split("=", 1) if word[:2] == "--" else [word])
+    ]
     flags = dict(zip(words[::2], words[1::2], strict=True))
     places = ("--scratch", "--output", "--commit")
     asked = [f"{name}={value}" for name, value in flags.items() if name not in places]
