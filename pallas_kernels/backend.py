@@ -1,6 +1,28 @@
-"""The only look at the device: what a traced program will run on."""
+"""The only look at the device: what a traced program will run on, and what it may be made of.
+
+Where a device has kernels, or forms of plain XLA that suit it better, programs take them. They give
+that up where the environment says PALLAS_KERNELS=off, or inside `kernels_allowed(False)`: for finding
+out what they change, or going on without one that fails.
+"""
+
+import os
+from contextlib import AbstractContextManager
 
 import jax
+
+_allowed = jax.make_user_context(os.environ.get("PALLAS_KERNELS", "on") != "off")
+
+
+def kernels_allowed(allowed: bool) -> AbstractContextManager:
+    """For programs traced inside: whether they may use kernels and the forms made for one kind of
+    device. jax.jit traces anew where that differs.
+    """
+    return _allowed(allowed)
+
+
+def kernels() -> bool:
+    """Whether a traced program may use kernels and the forms made for one kind of device."""
+    return bool(_allowed.value)
 
 
 def platform() -> str:
@@ -26,9 +48,19 @@ def hopper() -> bool:
     """Whether a traced program will run on one GPU of compute capability 9 (H100, H200): what our
     Mosaic GPU kernels are written for.
     """
-    if platform() != "gpu" or not jax.sharding.get_abstract_mesh().empty:
+    if not kernels() or platform() != "gpu" or not jax.sharding.get_abstract_mesh().empty:
         return False
     return str(getattr(jax.devices()[0], "compute_capability", "")).startswith("9.")
+
+
+def one_cpu() -> bool:
+    """Whether a traced program is for one CPU device and may be in the forms that suit it."""
+    return kernels() and platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
+
+
+def tpu() -> bool:
+    """Whether a traced program will run on TPUs and may use our kernels for them."""
+    return kernels() and platform() == "tpu"
 
 
 def multiprocessors() -> int:

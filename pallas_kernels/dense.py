@@ -6,7 +6,7 @@ It knows nothing of caches or pages: it is given keys with the position each one
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import one_cpu
 
 NEVER = -1e30  # a finite "minus infinity": rows that see nothing stay finite and are masked to zero
 
@@ -28,7 +28,7 @@ def attend(
     query sees at the distance they have inside the buffer. Scores and the softmax are float32.
     Values outside `seen` are never used.
     """
-    if platform() == "cpu" and jax.sharding.get_abstract_mesh().empty:
+    if one_cpu():
         return _on_cpu(q, k, v, seen, scale, softcap, q_far, far)
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
 

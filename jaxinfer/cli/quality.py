@@ -32,7 +32,8 @@ def define(flags: Flags) -> None:
     keys = "KEY=VALUE,..."
     flags.text(
         "reference",
-        "what is compared with, of the keys model, dtype and quantize; without it the model as it loads",
+        "what is compared with, of the keys model, dtype, quantize and kernels (on or off); without it "
+        "the model as it loads",
         form=keys,
     )
     flags.text("candidate", "what is judged, of the same keys", form=keys)

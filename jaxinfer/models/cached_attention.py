@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxinfer import cache as kv
 from jaxinfer import sharding
 from jaxinfer.ragged import Ragged
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import tpu
 from pallas_kernels.ragged_attention import mosaic_tpu, ragged_attention
 from pallas_kernels.ring_write import ring_write
 
@@ -45,7 +45,7 @@ def attend(
         softcap=softcap,
     )
     places = (pages_of, batch.starts, batch.counts, batch.lengths)
-    if platform() == "tpu" and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
+    if tpu() and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
         return _on_shards(q, k, v, q_far, pages, places, rules)
     pages = _store(pages, ring, pages_of, k, v, batch)
     return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **rules), pages

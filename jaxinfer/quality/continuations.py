@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxinfer.model import Model
+from jaxinfer.quality.settings import Side
 from jaxinfer.request import SamplingParams
 
 
@@ -59,13 +59,15 @@ def first_divergence(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
 
 
 def continue_both(
-    reference: Model, candidate: Model, prompts: Sequence[Sequence[int]], tokens: int
+    reference: Side, candidate: Side, prompts: Sequence[Sequence[int]], tokens: int
 ) -> Continuations:
     """Greedy continuations of `tokens` tokens by both, through the engine."""
     params = SamplingParams(temperature=0.0, max_new_tokens=tokens, ignore_eos=True)
-    ours, theirs = (
-        [completion.token_ids for completion in model.generate(prompts, params)]
-        for model in (reference, candidate)
-    )
+
+    def continued(side: Side) -> list[tuple[int, ...]]:
+        with side.in_force():
+            return [completion.token_ids for completion in side.model.generate(prompts, params)]
+
+    ours, theirs = continued(reference), continued(candidate)
     first = tuple(first_divergence(a, b) for a, b in zip(ours, theirs, strict=True))
     return Continuations(tokens, first)

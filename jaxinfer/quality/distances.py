@@ -3,7 +3,6 @@
 Logits are formed a block of positions at a time, so that memory does not grow with the text.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import jax
@@ -12,8 +11,8 @@ import numpy as np
 from flax import struct
 
 from jaxinfer import ragged
-from jaxinfer.model import Model
 from jaxinfer.models import decoder
+from jaxinfer.quality.settings import Side
 
 BLOCK = 256  # positions whose vocabulary-wide logits are held at once, of both sides
 TOP = 5
@@ -55,11 +54,11 @@ def between(reference: jax.Array, candidate: jax.Array, following: jax.Array) ->
 
 
 class Reader:
-    """One model's logits over windows of a text."""
+    """One side's logits over windows of a text."""
 
-    def __init__(self, model: Model):
-        self._params, self._mesh = model.params, model.mesh
-        config = model.config
+    def __init__(self, side: Side):
+        self._params, self._in_force = side.model.params, side.in_force
+        config = side.model.config
 
         def hidden(params, tokens):
             full = jnp.full((1,), tokens.shape[1], jnp.int32)
@@ -73,16 +72,13 @@ class Reader:
 
     def hidden(self, ids: Sequence[int]) -> jax.Array:
         """The last hidden state after every token, [T, D]."""
-        with self._in_mesh():
+        with self._in_force():
             return self._run_hidden(self._params, np.asarray(ids, np.int32)[None])
 
     def logits(self, hidden: jax.Array, places: np.ndarray) -> jax.Array:
         """float32 [n, V] after the tokens at `places` [n] int32."""
-        with self._in_mesh():
+        with self._in_force():
             return self._run_logits(self._params, hidden, places)
-
-    def _in_mesh(self):
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
 def read(reference: Reader, candidate: Reader, ids: Sequence[int], first: int) -> Distances:

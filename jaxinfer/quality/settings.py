@@ -2,7 +2,9 @@
 `Setting`, and its place in `load`.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,20 +17,24 @@ from jaxinfer.generate import cache_dtype
 from jaxinfer.model import Model
 from jaxinfer.model import load as load_model
 from jaxinfer.weights.loaded import check_dtype
+from pallas_kernels.backend import kernels_allowed
 
 
 @dataclass(frozen=True)
 class Setting:
     """model: a folder or hub id, None: the shipped one. dtype, quantize: as `jaxinfer.load` takes
-    them.
+    them. kernels: "off" for plain XLA in the place of kernels and of the forms that suit a device.
     """
 
     model: str | None = None
     dtype: str | None = None
     quantize: str | None = None
+    kernels: str | None = None
 
     def __post_init__(self):
         check_dtype(self.dtype)
+        if self.kernels not in (None, "on", "off"):
+            raise ValueError(f"kernels needs on or off, got {self.kernels!r}")
         quantize.check_method(self.quantize)
 
     @classmethod
@@ -64,6 +70,16 @@ class Side:
     setting: Setting
     model: Model
 
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """What the setting and the model's mesh say of programs, for those that run inside."""
+        with contextlib.ExitStack() as stack:
+            if self.setting.kernels is not None:
+                stack.enter_context(kernels_allowed(self.setting.kernels == "on"))
+            if self.model.mesh is not None:
+                stack.enter_context(jax.set_mesh(self.model.mesh))
+            yield
+
     @property
     def weight_bytes(self) -> int:
         """What the parameters take on the device."""
@@ -80,13 +96,19 @@ class Side:
 def load(
     reference: Setting, candidate: Setting, *, mesh: Mesh | str | None = None, progress: bool = True
 ) -> tuple[Side, Side]:
-    """Both models on the device; equal settings share one.
+    """Both models on the device; equal settings share one, and those that hold it alike its
+    parameters.
 
     ValueError unless they read text alike: the same vocabulary and the same tokenizer.
     """
     first = Side(reference, _model(reference, mesh, progress))
     if candidate == reference:
         return first, Side(candidate, first.model)
+    if dataclasses.replace(candidate, kernels=reference.kernels) == reference:
+        model = first.model
+        return first, Side(
+            candidate, Model(model.params, model.config, model.tokenizer, mesh=model.mesh)
+        )
     second = Side(candidate, _model(candidate, mesh, progress))
     check_alike(first, second)
     return first, second

@@ -41,16 +41,16 @@ def compare(
             f"prompt_tokens and new_tokens need to be at most {most} positions together, got "
             f"{prompt_tokens} and {new_tokens}"
         )
-    ours = distances.Reader(reference.model)
+    ours = distances.Reader(reference)
     same = candidate.model is reference.model
-    theirs = ours if same else distances.Reader(candidate.model)
+    theirs = ours if same else distances.Reader(candidate)
     parts = [
         distances.read(ours, theirs, ids[part.start : part.stop], part.first - part.start)
         for part in track(windows(len(ids), window, stride))
     ]
     starts = continuations.prompts_from(ids, prompts, prompt_tokens) if prompts else []
     continued = (
-        continuations.continue_both(reference.model, candidate.model, starts, new_tokens)
+        continuations.continue_both(reference, candidate, starts, new_tokens)
         if starts
         else continuations.Continuations(new_tokens, ())
     )

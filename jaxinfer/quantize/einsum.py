@@ -5,12 +5,13 @@ import jax.numpy as jnp
 
 from jaxinfer.quantize.tensor import INTEGER, QTensor, Weight, grid_values
 from jaxinfer.quantize.w8a8 import round_activations
-from pallas_kernels.backend import hopper, platform
+from pallas_kernels.backend import hopper, one_cpu
 from pallas_kernels.skinny_matmul.weight import GROUP
 
 # XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
 # of halves
 HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9)}
+# (neither halves nor digits would line up with shards)
 DIGITS = 32  # rows of activations up to which whole-row int8 weights meet them as digits there
 
 
@@ -18,7 +19,7 @@ def einsum(x: jax.Array, w: Weight) -> jax.Array:
     """x [T, in] times w [out, in], contracted over `in` -> [T, out] in x's dtype; sums in float32
     (int32 where activations are rounded to int8).
     """
-    if platform() == "cpu" and x.shape[0] == 1 and _narrow(w) and not _in_digits(x, w):
+    if one_cpu() and x.shape[0] == 1 and _narrow(w) and not _in_digits(x, w):
         # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows
         # stay narrow
         pair = jax.lax.optimization_barrier(jnp.broadcast_to(x, (2, *x.shape[1:])))
@@ -72,7 +73,7 @@ def _widened(x, values, scale):
 
 
 def _in_digits(x, w) -> bool:
-    return _cpu_alone() and isinstance(w, QTensor) and w.method == "int8" and x.shape[0] <= DIGITS
+    return one_cpu() and isinstance(w, QTensor) and w.method == "int8" and x.shape[0] <= DIGITS
 
 
 @jax.custom_jvp
@@ -126,9 +127,4 @@ def _contract(x, w, precision, out_type):
 
 def _halved(x, w) -> bool:
     fits = w.shape[0] % 2 == 0 and x.shape[0] in HALVED.get(w.dtype.name, ())
-    return fits and _cpu_alone()
-
-
-def _cpu_alone() -> bool:
-    """Whether a program is for one CPU device: halves and digits would not line up with shards."""
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    return fits and one_cpu()

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import kernels, platform
 from pallas_kernels.causal_attention import cudnn, reference, xla
 
 BACKENDS = {
@@ -38,6 +38,6 @@ def causal_attention(
             f"{q.shape=}, {k.shape=}, {v.shape=}"
         )
     if backend is None:
-        fits = platform() == "gpu" and q.dtype == jnp.bfloat16 and softcap is None
+        fits = kernels() and platform() == "gpu" and q.dtype == jnp.bfloat16 and softcap is None
         backend = "cudnn" if fits and q.shape[3] <= 128 and q.shape[3] % 8 == 0 else "xla"
     return BACKENDS[backend](q, k, v, lengths, scale=scale, window=window, softcap=softcap)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backend import hopper, platform, whole_program
+from pallas_kernels.backend import hopper, platform, tpu, whole_program
 from pallas_kernels.ragged_attention import (
     mosaic_gpu,
     mosaic_gpu_prefill,
@@ -77,7 +77,7 @@ def ragged_attention(
         rules = dict(capacity=capacity, window=window, sinks=sinks, q_far=q_far)
         reason = mosaic_gpu.why_not(q, k_pages, table, max_count=max_count, **rules)
         backend = "xla" if reason else "mosaic_gpu"
-    if backend is None and platform() == "tpu" and whole_program():
+    if backend is None and tpu() and whole_program():
         backend = "xla" if mosaic_tpu.why_not(q, k_pages, table) else "mosaic_tpu"
     return BACKENDS[backend or "xla"](
         q,

@@ -9,7 +9,7 @@ costs nothing; elsewhere they fill a rectangle.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import one_cpu
 from pallas_kernels.dense import attend
 from pallas_kernels.ring import position_of
 
@@ -53,8 +53,7 @@ def ragged_attention(
         found = attend(q, k, v, seen, scale=scale, softcap=softcap, q_far=q_far, far=slots < sinks)
         return found.reshape(R, M, N, H)
 
-    one_device = jax.sharding.get_abstract_mesh().empty
-    if packed and max_count > 1 and one_device and platform() == "cpu":
+    if packed and max_count > 1 and one_cpu():
         return _walk(attention, q, q_far, table, starts, counts, lengths, min(BLOCK, max_count))
     index = jnp.arange(max_count, dtype=jnp.int32)[None]
     query = jnp.where(index < counts[:, None], (lengths - counts)[:, None] + index, -1)

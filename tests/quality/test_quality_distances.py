@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxinfer
-from jaxinfer.quality import distances
+from jaxinfer.quality import Setting, Side, distances
 from tests import tiny
 
 
@@ -63,7 +63,9 @@ def test_a_text_is_read_in_blocks_and_none_is_missed(rng, seed, monkeypatch, fir
     monkeypatch.setattr(
         distances, "between", lambda a, b, n: (held.append(a.shape), between(a, b, n))[1]
     )
-    found = distances.read(*map(distances.Reader, models), ids, first)
+    found = distances.read(
+        *(distances.Reader(Side(Setting(), model)) for model in models), ids, first
+    )
     tokens = np.asarray([ids], np.int32)
     logits = [np.asarray(jaxinfer.logits(m.params, config, tokens))[0] for m in models]
     places = slice(first - 1, 22)

@@ -8,6 +8,9 @@ import pytest
 import jaxinfer
 from jaxinfer import perplexity, quality
 from jaxinfer.quality import continuations
+from pallas_kernels import dense
+from pallas_kernels.backend import kernels
+from pallas_kernels.ragged_attention import xla
 from tests import oracle, tiny
 
 SIZES = dict(size=321, window=24, stride=9, prompts=3, prompt_tokens=7, new_tokens=6)
@@ -69,6 +72,38 @@ def test_different_models_have_their_own_perplexities_and_continuations(ids, see
         next((i for i in range(6) if a[i] != b[i]), None) for a, b in zip(*told, strict=True)
     ]
     assert described["continuations"]["first_divergence"] == expected
+
+
+def test_kernels_against_plain_xla(ids, seed, monkeypatch):
+    """Each side's programs are traced under its own setting, and say the same but for rounding."""
+    seen = []
+    attend = dense.attend
+    monkeypatch.setattr(
+        dense, "attend", lambda *a, **k: (seen.append(kernels()), attend(*a, **k))[1]
+    )
+    monkeypatch.setattr(xla, "attend", dense.attend)
+    config = tiny.config()
+    params = tiny.params(config, seed)
+    sides = [
+        quality.Side(quality.Setting.parse(f"kernels={value}"), jaxinfer.Model(params, config))
+        for value in ("off", "on")
+    ]
+    described = quality.compare(*sides, ids, **SIZES).describe()
+    assert set(seen) == {True, False}
+    assert kernels()
+    assert described["reference"]["setting"] == "kernels=off"
+    assert described["continuations"]["identical"] == 3
+    assert 0 <= described["kl"]["mean"] < 1e-6
+
+
+def test_sides_that_differ_in_kernels_alone_share_their_parameters():
+    with pytest.raises(ValueError, match="kernels needs on or off, got 'xla'"):
+        quality.Setting.parse("kernels=xla")
+    ours, theirs = quality.load(
+        quality.Setting.parse(""), quality.Setting.parse("kernels=off"), progress=False
+    )
+    assert theirs.model is not ours.model
+    assert theirs.model.params.embed is ours.model.params.embed
 
 
 def test_without_prompts_there_are_no_continuations(ids, seed):
