@@ -111,7 +111,9 @@ def _contract(x, w, precision, out_type):
         # pair of halves on the
         # left it is read in place (two cores, 8 rows: f32 from 20 to 27 GB/s, int8 from 10 to 14)
         halves = w.reshape(2, w.shape[0] // 2, w.shape[1])
-        twice = jnp.broadcast_to(x[None], (2, *x.shape))
+        # stacked, not broadcast: that would fuse what makes x into the product, where an addend of
+        # one column is read past its end (a crash in jaxlib 0.10)
+        twice = jnp.stack([x, x])
         out = jax.lax.dot_general(
             halves,
             twice,

@@ -141,6 +141,23 @@ def test_plain_products(rng, dtype, rows):
     )
 
 
+@pytest.mark.parametrize("rows", [16, 48, 64])
+def test_products_of_products_read_nothing_past_their_end(rng, rows):
+    """Sums over columns between two products: fused into the second, they are read out of bounds."""
+    w = rng.normal(size=(2, 960, 2560)).astype(np.float32)
+    x = rng.normal(size=(rows, 2560)).astype(np.float32)
+
+    @jax.jit
+    def chain(x, first, second):
+        found = quantize.einsum(x, first)
+        return found.sum(), quantize.einsum(x + 1e-3 * found[:, :1], second).sum()
+
+    found = x.astype(np.float64) @ w[0].T
+    after = (x + 1e-3 * found[:, :1]) @ w[1].T.astype(np.float64)
+    size = np.abs(found).sum() * 1e-5
+    np.testing.assert_allclose(chain(x, *w), (found.sum(), after.sum()), atol=size)
+
+
 @pytest.mark.parametrize("method", quantize.METHODS)
 def test_rows_of_an_embedding(rng, method):
     w = rng.normal(size=(9, 16)).astype(np.float32)
