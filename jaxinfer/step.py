@@ -37,6 +37,7 @@ class State(struct.PyTreeNode):
     active: jax.Array
     sampling: sampler.Sampling
     history: sampler.History
+    mask: sampler.Mask
 
 
 @struct.dataclass
@@ -58,17 +59,36 @@ class Feed:
 @struct.dataclass
 class Entry:
     """Requests that enter slots [A] (>= B: unused): their sampling rows, token limits, positions
-    already in the slot's cache and those tokens [A, n] (padded with V), the prompt's last tokens
-    (`History.recent`), and page tables per group.
+    already in the slot's cache, and the prompt's last tokens (`History.recent`). known [A, n], of
+    which known_lengths count: tokens of the prompt (the first prompt_lengths) and of the answer
+    that are not to be read, where the draws depend on them.
     """
 
     slots: Array
     remaining: Array
     sampling: sampler.Sampling
     lengths: Array
-    reused: Array
+    known: Array
+    known_lengths: Array
+    prompt_lengths: Array
     recent: Array
-    tables: tuple[Array | None, ...]
+
+
+@struct.dataclass
+class Changes:
+    """New pages in one group's page table: slots (>= B: unused), columns, pages, each [C]."""
+
+    slots: Array
+    columns: Array
+    pages: Array
+
+
+@struct.dataclass
+class Masks:
+    """What slots [R] (>= B: unused) may take next: bits [R, ceil(V / 32)], see `sampler.Mask`."""
+
+    slots: Array
+    bits: Array
 
 
 class Output(struct.PyTreeNode):
@@ -92,33 +112,45 @@ def new_state(cache: Cache, vocab_size: int) -> State:
         active=jnp.zeros((B,), bool),
         sampling=jax.tree.map(jnp.asarray, sampler.greedy(B)),
         history=sampler.empty_history(B, vocab_size),
+        mask=sampler.no_mask(B, vocab_size),
     )
 
 
 def admit(state: State, entry: Entry) -> State:
     """Write requests into their slots, forgetting whoever was there."""
-    slots = entry.slots
-    (A,) = slots.shape
-    V = state.history.counts.shape[1]
-    blank = sampler.empty_history(A, V).replace(recent=entry.recent)
-    rows = jnp.repeat(jnp.arange(A, dtype=jnp.int32), entry.reused.shape[1])
-    reused = entry.reused.reshape(-1)
-    blank = sampler.see_prompt(blank, rows, reused, reused < V)
+    slots, V = entry.slots, state.history.counts.shape[1]
+    history = sampler.start_history(entry.known, entry.known_lengths, V, entry.prompt_lengths)
+    history = history.replace(recent=entry.recent)
     return state.replace(
         cache=state.cache.replace(
-            tables=sampler.set_rows(state.cache.tables, slots, entry.tables),
-            lengths=sampler.set_rows(state.cache.lengths, slots, entry.lengths),
+            lengths=sampler.set_rows(state.cache.lengths, slots, entry.lengths)
         ),
         remaining=sampler.set_rows(state.remaining, slots, entry.remaining),
         active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)),
         sampling=sampler.set_rows(state.sampling, slots, entry.sampling),
-        history=sampler.set_rows(state.history, slots, blank),
+        history=sampler.set_rows(state.history, slots, history),
+        mask=sampler.clear_masks(state.mask, slots),
+    )
+
+
+def assign(
+    tables: tuple[jax.Array | None, ...], changes: tuple[Changes, ...]
+) -> tuple[jax.Array | None, ...]:
+    """The page tables, a group each, with new pages."""
+    return tuple(
+        None if table is None else table.at[new.slots, new.columns].set(new.pages, mode="drop")
+        for table, new in zip(tables, changes, strict=True)
     )
 
 
 def halt(state: State, slots: Array) -> State:
     """Stop slots [A] from decoding."""
     return state.replace(active=sampler.set_rows(state.active, slots, jnp.zeros_like(slots, bool)))
+
+
+def mask(state: State, masks: Masks) -> State:
+    """Say what slots may take, until they are told anew."""
+    return state.replace(mask=sampler.set_masks(state.mask, masks.slots, masks.bits))
 
 
 def advance(
@@ -160,6 +192,7 @@ def advance(
         active=samples,
         sampling=_rows(state.sampling, at),
         history=_rows(history, at),
+        mask=_rows(state.mask, at),
     )
     mine, output = _sample(mine, found, top_n)
     slots = jnp.where(samples, feed.slots, B)
@@ -224,8 +257,15 @@ def _sample(state: State, logits: jax.Array, top_n: int | None) -> tuple[State, 
     """Draw a token for every active row (cache.lengths: its position) and note what follows from
     it.
     """
-    drawn = sampler.sample(logits, state.sampling, state.history, state.cache.lengths, top_n=top_n)
     taken = state.active
+    drawn = sampler.sample(
+        logits,
+        state.sampling,
+        state.history,
+        state.cache.lengths,
+        mask=state.mask.replace(masked=state.mask.masked & taken),
+        top_n=top_n,
+    )
     remaining = state.remaining - taken.astype(jnp.int32)
     output = Output(
         tokens=jnp.where(taken, drawn.token, -1),
@@ -257,6 +297,12 @@ class Programs:
     def compiled(self) -> int:
         return len(self._programs)
 
+    def with_params(self, params: decoder.Params) -> "Programs":
+        """The same compiled programs for other parameters of the same form."""
+        other = Programs(params, self.config, self.mesh)
+        other._programs = self._programs
+        return other
+
     def texts(self) -> list[str]:
         """The optimized HLO of every program, in the order of their first calls."""
         return [program.as_text() or "" for program in self._programs.values()]
@@ -264,8 +310,15 @@ class Programs:
     def admit(self, state: State, entry: Entry) -> State:
         return self._run(admit, (), state, entry)
 
+    def assign(self, state: State, changes: tuple[Changes, ...]) -> State:
+        tables = self._run(assign, (), state.cache.tables, changes)
+        return state.replace(cache=state.cache.replace(tables=tables))
+
     def halt(self, state: State, slots: Array) -> State:
         return self._run(halt, (), state, slots)
+
+    def mask(self, state: State, masks: Masks) -> State:
+        return self._run(mask, (), state, masks)
 
     def advance(
         self, state: State, feed: Feed, *, max_count: int, span: int, top_n: int | None

@@ -1,11 +1,14 @@
 """Plans respect every limit, in any order of events, and nothing leaks. No device is involved."""
 
+import dataclasses
+
 import pytest
 
-from jaxinfer.pages import PagePool
+from jaxinfer.pages import Allocator, Group
 from jaxinfer.request import FinishReason, Request, SamplingParams
 from jaxinfer.scheduler import Limits, Scheduler
 from tests import tiny
+from tests.engine.grammars import random_walk
 
 EOS = 1
 
@@ -16,47 +19,108 @@ def request(i, prompt, new=6, **params):
     )
 
 
-def test_random_traffic_respects_every_limit(rng):
+def play(scheduler, plan, rng, vocabulary=12):
+    """What a device would sample in a plan, recorded: the tokens."""
+    found = []
+    by_slot = dict(scheduler.running)
+    sampling = [(chunk.slot, 1) for chunk in plan.chunks if chunk.final]
+    for slot, steps in [*sampling, *((slot, plan.steps) for slot in plan.decode)]:
+        for _ in range(steps):
+            if not by_slot[slot].finished:
+                token = int(rng.integers(0, vocabulary))
+                found.append(scheduler.record(by_slot[slot], token, None, None))
+    return found
+
+
+@pytest.mark.parametrize("pages", [None, 20, 60])
+def test_random_traffic_respects_every_limit(rng, pages):
+    """With 20 pages of 4 positions, sequences may have to give way to each other."""
     limits = Limits(slots=3, max_length=64, chunk=8, budget=12, decode_steps=4)
-    pool = PagePool(20)
-    scheduler = Scheduler(limits, (pool,), ((16, 4),))
-    prompts = tiny.prompts(rng, rng.integers(1, 40, 25))
+    allocator = pages and Allocator(4, [Group(pages, 16), Group(pages, 7, window=10)])
+    scheduler = Scheduler(limits, allocator)
+    prompts = tiny.prompts(rng, rng.integers(1, 40, 25), 3)
     sequences = [
-        scheduler.add(request(i, p, int(rng.integers(1, 20))), (EOS,))
+        scheduler.add(
+            request(i, p, int(rng.integers(1, 20))), (EOS,), priority=int(rng.integers(3))
+        )
         for i, p in enumerate(prompts)
     ]
-    read = {i: 0 for i in range(len(prompts))}
-    done = []
-    while not scheduler.idle:
+    read = {s: 0 for s in sequences}
+    hung_up = set()
+    for _ in range(10_000):
+        if scheduler.idle:
+            break
         plan = scheduler.plan()
+        scheduler.check()
         assert len(scheduler.running) <= limits.slots
         assert sum(len(chunk.tokens) for chunk in plan.chunks) <= limits.budget
         assert not {chunk.slot for chunk in plan.chunks} & set(plan.decode)
-        by_slot = dict(scheduler.running)
+        assert plan.steps == 1 or not (plan.chunks or scheduler.waiting)
+        read |= {s: s.reused for s in plan.admitted}
         for chunk in plan.chunks:
-            i = int(by_slot[chunk.slot].request.id)
-            assert (
-                chunk.tokens == prompts[i][read[i] : read[i] + len(chunk.tokens)]
-            )  # in order, none twice
-            read[i] += len(chunk.tokens)
-            assert chunk.final == (read[i] == len(prompts[i]))
-        sampling = [(chunk.slot, 1) for chunk in plan.chunks if chunk.final]
-        for slot, steps in [*sampling, *((slot, plan.steps) for slot in plan.decode)]:
-            for _ in range(steps):
-                sequence = by_slot[slot]
-                if not sequence.finished:
-                    token = scheduler.record(sequence, int(rng.integers(0, 12)), None, None)
-                    done += [sequence] if token.finish_reason else []
-        if rng.random() < 0.1 and scheduler.running:  # somebody hangs up
-            sequence = next(iter(scheduler.running.values()))
+            s = scheduler.running[chunk.slot]
+            begin, count = chunk.start, len(chunk.tokens)
+            assert begin == read[s]  # in order, none twice
+            assert chunk.tokens == s.known[begin : begin + count]
+            read[s] += count
+            assert chunk.final == (read[s] == len(s.known))
+        play(scheduler, plan, rng)
+        scheduler.check()
+        if rng.random() < 0.05 and not scheduler.idle:  # somebody hangs up
+            alive = [*scheduler.running.values(), *scheduler.waiting]
+            sequence = alive[rng.integers(len(alive))]
             scheduler.finish(sequence)
             scheduler.finish(sequence)  # once more changes nothing
-            done.append(sequence)
-    assert sorted(int(s.request.id) for s in done) == list(range(25))
-    assert pool.free == pool.size
+            hung_up.add(sequence)
+    assert scheduler.idle
+    assert all(s.finished for s in sequences)
+    assert allocator is None or all(pool.free == pool.size for pool in allocator.pools)
+    assert pages == 20 or not scheduler.preemptions
     for s in sequences:
         assert len(s.tokens) <= s.request.params.max_new_tokens
         assert EOS not in s.tokens[:-1]
+        ended = s.tokens and (
+            s.tokens[-1] == EOS or len(s.tokens) == s.request.params.max_new_tokens
+        )
+        assert ended or s in hung_up
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_ranks_last_gives_way_and_comes_back(rng, first):
+    """Eight pages hold one sequence of 28 positions and a little of the other."""
+    limits = Limits(slots=2, max_length=32, chunk=8, budget=16, decode_steps=4)
+    scheduler = Scheduler(limits, Allocator(4, [Group(8, 8)]))
+    prompts = tiny.prompts(rng, (12, 12))
+    pair = [
+        scheduler.add(request(i, p, 16), (), priority=int(i != first))
+        for i, p in enumerate(prompts)
+    ]
+    order = []
+    while not scheduler.idle:
+        found = play(scheduler, scheduler.plan(), rng)
+        order += [int(token.request_id) for token in found if token.finish_reason]
+        scheduler.check()
+    assert scheduler.preemptions > 0
+    assert pair[first].visits == 1
+    assert pair[1 - first].visits == 1 + scheduler.preemptions
+    assert order == [first, 1 - first]
+    assert [len(s.tokens) for s in pair] == [16, 16]
+
+
+def test_who_follows_a_grammar_is_asked_for_one_token_at_a_time(rng):
+    """Others go on beside it."""
+    scheduler = Scheduler(Limits(slots=2, max_length=64, decode_steps=4))
+    walk = random_walk(rng, 30)
+    guided = scheduler.add(dataclasses.replace(request(0, (3, 4)), grammar=walk), ())
+    other = scheduler.add(request(1, (5, 6)), ())
+    assert len(scheduler.plan().chunks) == 2
+    assert scheduler.held
+    assert scheduler.plan().decode == (other.slot,)
+    scheduler.record(guided, walk.allowed(0)[0], None, None)
+    assert not scheduler.held
+    plan = scheduler.plan()
+    assert set(plan.decode) == {guided.slot, other.slot}
+    assert plan.steps == 1
 
 
 def test_a_prompt_that_begins_as_the_slots_last_one_starts_there():

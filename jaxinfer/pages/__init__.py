@@ -1,5 +1,11 @@
-"""Who owns which page of the cache."""
+"""Which sequence holds which pages of the cache, and which pages can be found again.
 
-from jaxinfer.pages.pool import PagePool
+`pool` counts the pages of one group of layers, `names` says what a page holds, `allocator` gives a
+sequence what it needs in every group. None of them knows arrays, requests or plans.
+"""
 
-__all__ = ["PagePool"]
+from jaxinfer.pages.allocator import Allocator as Allocator
+from jaxinfer.pages.allocator import Change as Change
+from jaxinfer.pages.allocator import Group as Group
+from jaxinfer.pages.allocator import Holding as Holding
+from jaxinfer.pages.pool import PagePool as PagePool

@@ -3,138 +3,52 @@
 Host Python: no arrays, no jax, no clock. A sequence that is still reading its prompt gets a chunk
 of it, one that has read it gets decode steps; the plan does not care which. Plans may be made one
 ahead of what has been recorded: the device stops a sequence by itself, so a plan that comes too
-late for it does nothing.
+late for it does nothing. Who follows a grammar is planned again only when its tokens have come.
+
+Where pages run out, the sequence that ranks last (lowest priority, then latest) gives way: it goes
+back to the queue, keeps its rank and its tokens, and reads prompt and tokens again when there is
+room. What it had written can still be found by name until others need the pages.
 """
 
 from bisect import insort
-from dataclasses import dataclass, field
 
-from jaxinfer.pages import PagePool
-from jaxinfer.request import FinishReason, Request, Token
-
-
-@dataclass(frozen=True)
-class Limits:
-    """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one
-    sequence in one step; budget: of all. decode_steps: tokens decoded before the host looks again.
-    endless: the ring may wrap, so that max_length does not bound a sequence. rope_switch: the
-    length at which a sequence's rope changes (longrope), or 0.
-    reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it
-    and begins the same starts there; at most `rollback` positions may be forgotten again (what a
-    wrapped ring still holds beyond its window).
-    queue: how many sequences may wait; None: any number.
-    """
-
-    slots: int
-    max_length: int
-    chunk: int = 512
-    budget: int = 2048
-    decode_steps: int = 8
-    endless: bool = False
-    rope_switch: int = 0
-    reuse: bool = False
-    rollback: int = 0
-    queue: int | None = None
-
-    def __post_init__(self):
-        for name in ("slots", "max_length", "chunk", "budget", "decode_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} needs to be at least 1, got {getattr(self, name)}")
-        if self.queue is not None and self.queue < 1:
-            raise ValueError(f"queue needs to be at least 1 or None, got {self.queue}")
+from jaxinfer.pages import Allocator, Change, names
+from jaxinfer.request import Request, Token
+from jaxinfer.scheduler.limits import Limits as Limits
+from jaxinfer.scheduler.limits import QueueFull as QueueFull
+from jaxinfer.scheduler.plan import Chunk as Chunk
+from jaxinfer.scheduler.plan import Plan as Plan
+from jaxinfer.scheduler.sequence import Sequence as Sequence
+from jaxinfer.scheduler.slots import Slots
 
 
-class QueueFull(RuntimeError):
-    """As many requests wait as may; come again later."""
-
-
-@dataclass
-class Sequence:
-    """One request on its way. prompt: what is to be read; it grows by the tokens received when a
-    sequence must be read again. rank: priority, then arrival; the lowest goes first. salt: whose
-    pages it may share. index: which of the n continuations. reused: positions found in the slot.
-    computed: positions planned
-    into the cache. planned, tokens: tokens asked for, received.
-    """
-
-    request: Request
-    eos_ids: tuple[int, ...]
-    rank: tuple[int, int] = (0, 0)
-    salt: str = ""
-    index: int = 0
-    reuse: bool = False
-    slot: int = -1
-    reused: int = 0
-    pages: tuple[tuple[int, ...], ...] = ()
-    prompt: tuple[int, ...] = ()
-    computed: int = 0
-    planned: int = 0
-    tokens: list[int] = field(default_factory=list)
-    finished: bool = False
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        params = self.request.params
-        return frozenset(params.stop_token_ids) | (
-            frozenset() if params.ignore_eos else frozenset(self.eos_ids)
-        )
-
-    @property
-    def prefilling(self) -> bool:
-        return self.computed < len(self.prompt)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Prompt tokens of the sequence in `slot`, from position `start` on.
-
-    final: a token is sampled after them.
-    """
-
-    slot: int
-    tokens: tuple[int, ...]
-    start: int
-    reach: int
-    final: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """admitted: sequences that enter their slots before this step. chunks: prompt parts. decode:
-    slots that decode in this step; steps: how many tokens each (1 beside chunks). longest: no
-    context grows beyond it in this step.
-    """
-
-    admitted: tuple[Sequence, ...]
-    chunks: tuple[Chunk, ...]
-    decode: tuple[int, ...]
-    steps: int
-    longest: int
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
 
 
 class Scheduler:
-    """By priority, then first come, first served, over a fixed number of slots."""
+    """By priority, then first come, first served, over a fixed number of slots.
 
-    def __init__(
-        self,
-        limits: Limits,
-        pools: tuple[PagePool, ...] = (),
-        pages_per_slot: tuple[tuple[int, int], ...] = (),
-    ):
+    allocator: of pages, or None where every slot owns its place in the cache.
+    """
+
+    def __init__(self, limits: Limits, allocator: Allocator | None = None):
         self.limits = limits
         self.waiting: list[Sequence] = []
-        self._arrivals = 0
         self.running: dict[int, Sequence] = {}
-        self._pools = pools
-        self._pages_per_slot = pages_per_slot
-        self._free_slots = list(range(limits.slots - 1, -1, -1))
-        self._left_behind: dict[
-            int, tuple[tuple[int, ...], int]
-        ] = {}  # slot -> (ids, positions written)
+        self.preemptions = 0
+        self._allocator = allocator
+        self._slots = Slots(limits)
+        self._arrivals = 0
 
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.running
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody who runs can only go on when the tokens under way have come."""
+        return any(s.held for s in self.running.values())
 
     def add(
         self,
@@ -144,23 +58,14 @@ class Scheduler:
         priority: int = 0,
         salt: str = "",
         index: int = 0,
+        seed: int | None = None,
         reuse: bool = False,
     ) -> Sequence:
         """Queue a request; lower priorities go first. reuse: start from what a slot still holds.
 
         ValueError where it could never fit, QueueFull where too many wait.
         """
-        total = len(request.prompt_token_ids) + request.params.max_new_tokens
-        if not self.limits.endless and total > self.limits.max_length:
-            raise ValueError(
-                f"prompt and max_new_tokens need to fit {self.limits.max_length} positions, got "
-                f"{len(request.prompt_token_ids)} + {request.params.max_new_tokens}; shorten one or raise max_length"
-            )
-        if self.limits.queue is not None and len(self.waiting) >= self.limits.queue:
-            raise QueueFull(
-                f"the queue holds {self.limits.queue} requests and is full; "
-                "wait for some to finish, or raise the limit `queue`"
-            )
+        self._check(request)
         self._arrivals += 1
         sequence = Sequence(
             request,
@@ -168,58 +73,63 @@ class Scheduler:
             rank=(priority, self._arrivals),
             salt=salt,
             index=index,
+            seed=seed,
             reuse=reuse and self.limits.reuse,
-            prompt=request.prompt_token_ids,
         )
-        insort(self.waiting, sequence, key=lambda s: s.rank)
+        insort(self.waiting, sequence, key=_rank)
         return sequence
 
     def plan(self) -> Plan | None:
         """What the device should do next, or None while there is nothing to ask of it."""
-        admitted = self._admit()
-        for s in self.running.values():
-            if self._switches(s) and s.planned == len(s.tokens) and self._left(s) > 0:
-                self._rewind(s)
-        chunks, budget = [], self.limits.budget
-        for slot, s in sorted(self.running.items()):
-            count = min(self.limits.chunk, len(s.prompt) - s.computed, budget)
-            if count <= 0:
+        for s in tuple(self.running.values()):
+            if self._switches(s) and s.settled and s.left > 0:
+                self._requeue(s)
+        admitted, changes = self._admit()
+        steps = self._steps()
+        budget, chunks, decode = self.limits.budget, [], []
+        for s in sorted(self.running.values(), key=_rank):
+            if s.slot < 0:  # has given way to one before it
                 continue
-            tokens = s.prompt[s.computed : s.computed + count]
-            final = s.computed + count == len(s.prompt)
-            chunks.append(Chunk(slot, tokens, s.computed, len(s.prompt), final))
-            budget -= count
-        decode = tuple(slot for slot, s in sorted(self.running.items()) if self._decodes(s))
+            if s.prefilling:
+                count, reach = self._part(s, budget)
+            else:
+                waits = s.held or self._switches(s)
+                count, reach = (0 if waits else min(steps, s.left)), 0
+            if count <= 0 or not self._grow(s, count, changes):
+                continue
+            if s.prefilling:
+                budget -= count
+                tokens = s.prompt[s.computed : s.computed + count]
+                final = s.computed + count == len(s.prompt)
+                chunks.append(Chunk(s.slot, tokens, s.computed, reach, final))
+                s.planned += final
+            else:
+                decode.append(s.slot)
+                s.planned += count
+            s.computed += count
+            self._name(s)
         if not chunks and not decode:
-            assert not admitted
             return None
-        steps = 1 if chunks else self._steps(decode)
-        for chunk in chunks:
-            s = self.running[chunk.slot]
-            s.computed += len(chunk.tokens)
-            s.planned += chunk.final
-        for slot in decode:
-            s = self.running[slot]
-            taken = min(steps, self._left(s))
-            s.computed += taken
-            s.planned += taken
-        longest = max(self.running[slot].computed for slot in {*decode, *(c.slot for c in chunks)})
-        return Plan(admitted, tuple(chunks), decode, steps, longest)
+        slots = {*decode, *(chunk.slot for chunk in chunks)}
+        return Plan(
+            tuple(s for s in admitted if s.slot >= 0),
+            tuple(changes),
+            tuple(sorted(chunks, key=lambda chunk: chunk.slot)),
+            tuple(sorted(decode)),
+            steps,
+            max(self.running[slot].computed for slot in slots),
+        )
 
     def record(self, sequence: Sequence, token_id: int, logprob: float | None, top) -> Token:
         """One sampled token of a sequence -> the event to show; the device stopped by the same
         rule.
         """
         assert not sequence.finished
-        sequence.tokens.append(token_id)
-        params = sequence.request.params
-        reason = None
-        if token_id in sequence.stop_ids:
-            reason = FinishReason.STOP
-        elif len(sequence.tokens) >= params.max_new_tokens:
-            reason = FinishReason.LENGTH
+        reason, error = sequence.take(token_id)
         if reason is not None:
             self.finish(sequence)
+        elif sequence.slot >= 0:
+            self._name(sequence)
         return Token(
             request_id=sequence.request.id,
             token_id=token_id,
@@ -227,85 +137,206 @@ class Scheduler:
             top_logprobs=top,
             finish_reason=reason,
             index=sequence.index,
+            error=error,
         )
 
     def finish(self, sequence: Sequence) -> None:
-        """Take a sequence out, whatever it was doing: the one path that releases."""
+        """Take a sequence out, whatever it was doing."""
         if sequence.finished:
             return
-        sequence.finished = True
         if sequence.slot < 0:
             self.waiting.remove(sequence)
-            return
-        del self.running[sequence.slot]
-        self._free_slots.append(sequence.slot)
-        if self.limits.reuse:
-            known = sequence.request.prompt_token_ids + tuple(sequence.tokens[:-1])
-            self._left_behind[sequence.slot] = known[: sequence.computed], sequence.computed
-        for pool, pages in zip(self._pools, sequence.pages, strict=True):
-            pool.release(pages)
+        else:
+            self._leave(sequence)
+        sequence.finished = True
 
-    def _admit(self) -> tuple[Sequence, ...]:
-        admitted = []
-        while self.waiting and self._free_slots:
-            needs = [self._needs(i, self.waiting[0]) for i in range(len(self._pools))]
-            if any(pool.free < need for pool, need in zip(self._pools, needs, strict=True)):
-                break
-            s = self.waiting.pop(0)
-            s.slot, s.reused = self._choose_slot(s)
-            s.computed = s.reused
-            self._free_slots.remove(s.slot)
-            s.pages = tuple(pool.acquire(n) for pool, n in zip(self._pools, needs, strict=True))
-            self.running[s.slot] = s
-            admitted.append(s)
-        return tuple(admitted)
+    def restart(self) -> None:
+        """Forget what the cache holds: who runs reads everything again, nobody finds anything."""
+        for s in tuple(self.running.values()):
+            self._requeue(s)
+        self._slots.forget()
+        if self._allocator is not None:
+            self._allocator.forget()
 
-    def _choose_slot(self, s: Sequence) -> tuple[int, int]:
-        """A free slot and how many positions of the prompt's beginning it holds: the most, where
-        reuse is wanted.
+    def lose(self, sequences: tuple[Sequence, ...]) -> None:
+        """After a step that failed: its sequences are out, and nobody waits for tokens under way."""
+        for s in sequences:
+            self.finish(s)
+        for s in (*self.running.values(), *self.waiting):
+            s.planned = len(s.tokens)
+        self.restart()
+
+    def check(self) -> None:
+        """Conservation: every slot and every page is somebody's or free."""
+        assert len(self.running) + self._slots.free == self.limits.slots
+        assert all(s.slot == slot and not s.finished for slot, s in self.running.items())
+        assert all(s.slot < 0 and s.holding is None for s in self.waiting)
+        assert [s.rank for s in self.waiting] == sorted(s.rank for s in self.waiting)
+        if self._allocator is not None:
+            holdings = [s.holding for s in self.running.values()]
+            self._allocator.check([holding for holding in holdings if holding is not None])
+
+    def _check(self, request: Request) -> None:
+        prompt, new = len(request.prompt_token_ids), request.params.max_new_tokens
+        most, remedy = self.limits.max_length, "raise max_length"
+        if self._allocator is not None and self._allocator.most() < most:
+            most, remedy = self._allocator.most(), "raise num_pages"
+        if not self.limits.endless and prompt + new > most:
+            raise ValueError(
+                f"prompt and max_new_tokens need to fit {most} positions, got {prompt} + {new}; "
+                f"shorten one or {remedy}"
+            )
+        if self.limits.queue is not None and len(self.waiting) >= self.limits.queue:
+            raise QueueFull(
+                f"the queue holds {self.limits.queue} requests and is full; "
+                "wait for some to finish, or raise the limit `queue`"
+            )
+
+    def _admit(self) -> tuple[list[Sequence], list[tuple[int, Change]]]:
+        """Who enters a slot, in the order of ranks. Who waits for a token under way, or for a page
+        that another is about to write, has its slot kept free.
         """
-        best, prompt = (self._free_slots[-1], 0), s.prompt
-        for slot in self._free_slots if s.reuse else ():
-            ids, written = self._left_behind.get(slot, ((), 0))
-            same, switch = 0, self.limits.rope_switch
-            if switch and max(len(prompt), written) > switch:
+        admitted, changes, at, kept = [], [], 0, 0
+        while at < len(self.waiting) and self._slots.free > kept:
+            s = self.waiting[at]
+            ready, blocks = s.settled, 0
+            if ready:
+                s.prompt = s.known
+                if self._allocator is not None:
+                    blocks = self._hit(s)
+                    ready = blocks >= 0
+            if not ready:
+                at, kept = at + 1, kept + 1
                 continue
-            while same < min(len(ids), len(prompt) - 1) and ids[same] == prompt[same]:
-                same += 1
-            if same > best[1] and written - same <= self.limits.rollback:
-                best = (slot, same)
-        self._left_behind.pop(best[0], None)
-        return best
+            if not self._fits(s, blocks):
+                break
+            del self.waiting[at]
+            changes += self._enter(s, blocks)
+            admitted.append(s)
+        return admitted, changes
 
-    def _needs(self, group: int, s: Sequence) -> int:
-        most, size = self._pages_per_slot[group]
-        total = len(s.request.prompt_token_ids) + s.request.params.max_new_tokens
-        return min(most, -(-total // size))
+    def _hit(self, s: Sequence) -> int:
+        """How many blocks s can begin with; -1 where it should wait for the next one."""
+        allocator = self._allocator
+        assert allocator is not None
+        if not allocator.share:
+            return 0
+        self._know(s)
+        most = (len(s.prompt) - 1) // allocator.page_size  # one token at least is to be read
+        blocks = allocator.hit(s.names[:most])
+        for other in self.running.values() if blocks < most else ():
+            # who reads the same beginning further on, and has that block still before it
+            assert other.holding is not None
+            if other.rank < s.rank and other.holding.named <= blocks < len(other.names):
+                unread = blocks < len(other.prompt) // allocator.page_size
+                if unread and other.names[blocks] == s.names[blocks]:
+                    return -1
+        return blocks
 
-    def _left(self, s: Sequence) -> int:
-        return s.request.params.max_new_tokens - s.planned
+    def _know(self, s: Sequence) -> None:
+        """Extend the names of the pages of a sequence to what is known of it."""
+        assert self._allocator is not None
+        far = 0 < self.limits.rope_switch < len(s.prompt)
+        size = self._allocator.page_size
+        names.extend(s.names, names.root(s.salt, far), s.since(len(s.names) * size), size)
 
-    def _decodes(self, s: Sequence) -> bool:
-        return not s.prefilling and self._left(s) > 0 and not self._switches(s)
+    def _fits(self, s: Sequence, blocks: int) -> bool:
+        """Whether s can read its whole prompt, and everybody decode into one more page."""
+        allocator = self._allocator
+        if allocator is None or not self.running:
+            return True
+        promised = sum(
+            allocator.lacking(other.holding, len(other.prompt) + allocator.page_size)
+            for other in self.running.values()
+            if other.holding is not None
+        )
+        return allocator.room(s.names, blocks, len(s.prompt) + 1, promised)
+
+    def _enter(self, s: Sequence, blocks: int) -> list[tuple[int, Change]]:
+        s.visits += 1
+        s.slot, s.reused = self._slots.take(s.prompt, s.reuse)
+        changes: list[Change] = []
+        if self._allocator is not None:
+            s.holding, changes = self._allocator.enter(s.names, blocks)
+            s.reused = blocks * self._allocator.page_size
+        s.computed = s.reused
+        self.running[s.slot] = s
+        return [(s.slot, change) for change in changes]
+
+    def _grow(self, s: Sequence, count: int, changes: list[tuple[int, Change]]) -> bool:
+        """Give s the pages of its next `count` positions; who ranks last gives way where they are
+        short. False where that is s itself.
+        """
+        if self._allocator is None:
+            return True
+        while True:
+            assert s.holding is not None
+            found = self._allocator.extend(s.holding, s.computed, s.computed + count)
+            if found is not None:
+                changes += [(s.slot, change) for change in found]
+                return True
+            last = max(self.running.values(), key=_rank)
+            self.preemptions += 1
+            self._requeue(last)
+            if last is s:
+                return False
+
+    def _name(self, s: Sequence) -> None:
+        """Let others find the pages that s has filled."""
+        if self._allocator is None or not self._allocator.share:
+            return
+        assert s.holding is not None
+        blocks = s.written // self._allocator.page_size
+        if blocks > s.holding.named:
+            self._know(s)
+            self._allocator.name(s.holding, s.names, blocks)
+
+    def _requeue(self, s: Sequence) -> None:
+        """Take a sequence out of its slot; it reads everything again when it comes back."""
+        self._leave(s)
+        s.slot, s.computed, s.reused = -1, 0, 0
+        s.names.clear()
+        insort(self.waiting, s, key=_rank)
+
+    def _leave(self, s: Sequence) -> None:
+        """The one path that gives back."""
+        del self.running[s.slot]
+        self._slots.give(s.slot, s.known[: s.written] if self.limits.reuse else (), s.computed)
+        if self._allocator is not None:
+            assert s.holding is not None
+            self._allocator.leave(s.holding)
+            s.holding = None
+
+    def _part(self, s: Sequence, budget: int) -> tuple[int, int]:
+        """How many of its prompt's tokens s reads next, and the length that its rope looks at."""
+        left = len(s.prompt) - s.computed
+        if not self.limits.rope_follows:
+            return min(self.limits.chunk, left, budget), len(s.prompt)
+        first = len(s.request.prompt_token_ids)  # what follows was decoded, each at its own length
+        if s.computed < first:
+            return min(self.limits.chunk, first - s.computed, budget), first
+        return min(1, budget), s.computed + 1
 
     def _switches(self, s: Sequence) -> bool:
         """Whether the next token would cross the length at which the rope changes: then everything
         is read again.
         """
-        return s.computed == self.limits.rope_switch > 0
+        return not s.prefilling and s.computed == self.limits.rope_switch > 0
 
-    @staticmethod
-    def _rewind(s: Sequence) -> None:
-        """Have a running sequence read its prompt and tokens again from the start, in its slot."""
-        s.prompt = s.request.prompt_token_ids + tuple(s.tokens)
-        s.computed = 0
-
-    def _steps(self, decode) -> int:
-        steps = min(
-            self.limits.decode_steps, max(self._left(self.running[slot]) for slot in decode)
-        )
-        if self.limits.rope_switch:
-            for slot in decode:
-                if self.running[slot].computed < self.limits.rope_switch:
-                    steps = min(steps, self.limits.rope_switch - self.running[slot].computed)
+    def _steps(self) -> int:
+        """How many tokens to decode at once: several only where nobody waits, reads a prompt or
+        follows a grammar, and there are pages for all of them.
+        """
+        running = self.running.values()
+        if self.waiting or any(s.prefilling or s.matcher is not None for s in running):
+            return 1
+        decoding = [s for s in self.running.values() if s.left > 0]
+        switch = self.limits.rope_switch
+        until = [switch - s.computed for s in decoding if s.computed < switch]
+        left = max((s.left for s in decoding), default=1)
+        steps = min(self.limits.decode_steps, left, *until)
+        if self._allocator is not None:
+            ends = [(s.holding, s.computed + min(steps, s.left)) for s in decoding]
+            lacking = sum(self._allocator.lacking(h, end) for h, end in ends if h is not None)
+            steps = steps if self._allocator.enough(lacking) else 1
         return steps

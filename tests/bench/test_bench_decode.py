@@ -78,7 +78,7 @@ def test_the_loop_is_the_engines(rng):
     one = SamplingParams(temperature=0.0, max_new_tokens=1, ignore_eos=True)
     list(other.run([Request("0", prompt, one)]))
     loop = Loop(held, Case(1, 64, 8))
-    state = slots.at(other._state, 56)
+    state = slots.at(other._device.state, 56)
     state = state.replace(tokens=jax.numpy.asarray([expected[0]], np.int32))
     found = np.asarray(loop(state).tokens)[0]
     assert found[:7].tolist() == expected[1:]

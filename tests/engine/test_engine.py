@@ -10,31 +10,8 @@ import pytest
 from jaxinfer.config import LayerConfig, Rope
 from jaxinfer.engine import Engine
 from jaxinfer.request import FinishReason, Request, SamplingParams
-from jaxinfer.scheduler import Limits
 from tests import oracle, tiny
-
-LIMITS = Limits(slots=3, max_length=64, chunk=8, budget=12, decode_steps=4)
-GREEDY = SamplingParams(temperature=0, max_new_tokens=15)
-
-
-def requests(prompts, params=GREEDY):
-    return [Request(id=str(i), prompt_token_ids=p, params=params) for i, p in enumerate(prompts)]
-
-
-def collect(engine, wanted):
-    found = {request.id: [] for request in wanted}
-    for token in engine.run(wanted):
-        found[token.request_id].append(token)
-    return [found[request.id] for request in wanted]
-
-
-def run_to_end(engine):
-    while not engine.idle:
-        yield from engine.step()
-
-
-def ids(tokens):
-    return [[token.token_id for token in row] for row in tokens]
+from tests.engine.small import GREEDY, LIMITS, collect, ids, requests, run_to_end
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +28,7 @@ def test_long_decodes_read_little_more_than_they_hold(model):
     config, params, *_ = model
     config = dataclasses.replace(config, max_position=2048)
     engine = Engine(params, config, dataclasses.replace(LIMITS, max_length=2048))
-    spans = engine._decode_spans
+    spans = engine._feeds.decode_spans
     assert spans[-1] == 2048
     assert {768, 1024, 1536} <= set(spans)
     for length in (1, 128, 129, 513, 769, 1537, 2048):

@@ -1,0 +1,64 @@
+"""An engine's pages are sized from the memory that its device says it has."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxinfer.config import LayerConfig, Rope
+from jaxinfer.engine import Engine, memory
+from tests import tiny
+from tests.engine.small import LIMITS, PAGE
+
+ROPE = Rope(rotary_dim=16)
+
+
+def cache_bytes(engine) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(engine._device.state.cache.layers))
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = tiny.config(layers=(LayerConfig(rope=ROPE), LayerConfig(rope=ROPE, window=5)) * 2)
+    return tiny.params(config, np.random.SeedSequence().entropy % 2**31), config
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9, 1.0])
+def test_a_cache_takes_its_share_and_no_more(model, monkeypatch, rng, fraction):
+    limit, used = 4_000_000, int(rng.integers(100_000, 1_000_000))
+    monkeypatch.setattr(memory, "device_memory", lambda mesh: (limit, used))
+    engine = Engine(*model, LIMITS, page_size=PAGE, memory_fraction=fraction)
+    full = next(i for i, g in enumerate(engine._allocator.groups) if g.window is None)
+    one = cache_bytes(engine) // engine._allocator.pools[full].size  # at most a page's
+    assert cache_bytes(engine) <= limit * fraction - used
+    assert cache_bytes(engine) + 2 * one > limit * fraction - used
+
+
+def test_too_little_memory_is_told_at_the_start(model, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda mesh: (100_000, 90_000))
+    with pytest.raises(MemoryError, match="lower max_length or chunk, raise memory_fraction"):
+        Engine(*model, LIMITS, page_size=PAGE, memory_fraction=0.9)
+    for fraction in (0, 1.5):
+        with pytest.raises(ValueError, match="memory_fraction"):
+            Engine(*model, LIMITS, page_size=PAGE, memory_fraction=fraction)
+
+
+def test_a_device_that_does_not_say_gets_enough_for_all(model):
+    engine = Engine(*model, LIMITS, page_size=PAGE, memory_fraction=0.9)
+    assert memory.device_memory(None) is None
+    assert max(g.pages for g in engine._allocator.groups) == LIMITS.slots * 64 // PAGE
+
+
+def test_the_tightest_device_counts():
+    class Device:
+        def __init__(self, limit, used):
+            self._stats = {"bytes_limit": limit, "bytes_in_use": used}
+
+        def memory_stats(self):
+            return self._stats
+
+    class Mesh:
+        local_devices = (Device(100, 10), Device(100, 60), Device(200, 20))
+
+    assert memory.device_memory(Mesh()) == (100, 60)
+    Mesh.local_devices[1]._stats = {}
+    assert memory.device_memory(Mesh()) is None
