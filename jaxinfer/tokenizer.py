@@ -146,14 +146,17 @@ class Tokenizer:
         Raises ValueError: no template, not JSON data, an error in the template or raised by it.
         """
         return render(
-            self._template_source(template, tools),
+            self.template_source(template, tools),
             messages,
             **{"documents": None, **self.special_tokens, **kwargs},
             tools=None if tools is None else list(tools),
             add_generation_prompt=add_generation_prompt,
         )
 
-    def _template_source(self, template: str | None, tools: Sequence | None) -> str:
+    def template_source(self, template: str | None = None, tools: Sequence | None = None) -> str:
+        """The template that `apply_chat_template` renders with these options; ValueError where there
+        is none.
+        """
         templates = self.chat_templates
         if template is not None:
             return templates.get(template, template)

@@ -64,8 +64,18 @@ def define(flags: Flags) -> None:
         "positions of a page of the cache that texts share; without it each has a place of its own",
     )
     flags.one(
-        "num_pages", INTEGER, "how many pages; without it enough for all texts at their longest"
+        "num_pages",
+        INTEGER,
+        "how many pages; without it what memory_fraction allows, or enough for all texts at their "
+        "longest where the device does not say (CPU)",
     )
+    flags.one(
+        "memory_fraction",
+        REAL,
+        "of a device's memory that the model and its pages take, where they are not counted",
+        0.9,
+    )
+    flags.switch("unshared_prefixes", "prompts that begin the same each have pages of their own")
     flags.choice(
         "warm_up",
         "what is compiled before it is ready: nothing, what text needs, or log-probabilities too",
@@ -123,6 +133,8 @@ def run(values: FlagValues) -> None:
             warm_up=WARM_UP[values.warm_up],
             page_size=values.page_size,
             num_pages=values.num_pages,
+            memory_fraction=values.memory_fraction,
+            prefix_sharing=not values.unshared_prefixes,
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )
 

@@ -2,11 +2,12 @@
 same form by hand; the tests hold them against the official client's types.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 Reason = Literal["stop", "length"]
+ChatReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
@@ -35,9 +36,22 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
     refusal: None = None
 
 
@@ -54,7 +68,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Reason
+    finish_reason: ChatReason
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
 
@@ -135,12 +149,8 @@ class IncompleteDetails(BaseModel):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
-class TextFormat(BaseModel):
-    type: Literal["text"] = "text"
-
-
 class ResponseText(BaseModel):
-    format: TextFormat = TextFormat()
+    format: dict[str, Any] = {"type": "text"}
 
 
 class ResponseFailure(BaseModel):

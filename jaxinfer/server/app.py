@@ -101,6 +101,7 @@ def application(service: Service) -> Starlette:
             yield
         finally:
             await service.loop.stop()
+            service.close()
 
     routes = [
         Route(one.path, Handled(one, service), methods=[one.method], name=one.handler.__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from jaxinfer.server import answers, logprobs
+from jaxinfer.server import answers, logprobs, structure, tools
 from jaxinfer.server.errors import ApiError
 from jaxinfer.server.generation import Generation, Piece
 from jaxinfer.server.http import DONE, Call, EventStream, event, json_response
@@ -37,7 +37,9 @@ async def chat_completions(call: Call) -> ASGIApp:
     options = dict(body.chat_template_kwargs or {})
     if body.add_generation_prompt is not None:
         options["add_generation_prompt"] = body.add_generation_prompt
-    prompt = await service.encode_chat(message_dicts(body.messages), **options)
+    manner = tools.manner(body, service.template(body.tools))
+    offered = manner.offered or None
+    prompt = await service.encode_chat(message_dicts(body.messages), offered, **options)
     params = service.sampling(
         body,
         len(prompt),
@@ -46,8 +48,23 @@ async def chat_completions(call: Call) -> ASGIApp:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         stop=service.settings.stop,
     )
-    chat = _Chat(service, body, prompt)
-    chat.generation = service.generate(chat.id, [prompt], params, body, salt=call.salt)
+    within = manner.begins_within(service.tokenizer("a chat"), prompt)
+    name, form = structure.asked(body) or ("tools", None)
+    if form is not None and manner.forced is not None:
+        raise ApiError(400, f"{name}: a forced call has a form of its own; drop one", param=name)
+    form = manner.form(form, within)
+    grammar = None if form is None else await service.compile(name, form)
+    speeches = [tools.Speech(manner, within) for _ in range(params.n)]
+    chat = _Chat(service, body, prompt, speeches)
+    chat.generation = service.generate(
+        chat.id,
+        [prompt],
+        params,
+        body,
+        salt=call.salt,
+        grammar=grammar,
+        show_special=manner.special(service.tokenizer("a chat")),
+    )
     ticket = chat.generation.ticket
     if body.stream:
         return EventStream(call, ticket, chat.chunks(), chat.failed)
@@ -59,8 +76,15 @@ class _Chat:
 
     generation: Generation
 
-    def __init__(self, service: Service, body: ChatRequest, prompt: list[int]):
+    def __init__(
+        self,
+        service: Service,
+        body: ChatRequest,
+        prompt: list[int],
+        speeches: list[tools.Speech],
+    ):
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._speeches = speeches
         self._service, self._body, self._prompt = service, body, prompt
         self._created = int(time.time())
 
@@ -72,17 +96,7 @@ class _Chat:
         if self._body.prompt_logprobs is not None:
             found = await self._service.prompt_scores(self._prompt, self._body.prompt_logprobs)
             scores = logprobs.prompt(self._service.texts, found)
-        choices = [
-            answers.ChatChoice(
-                index=piece.index,
-                message=answers.ChatMessage(content=piece.text),
-                logprobs=self._logprobs(piece),
-                finish_reason=_reason(piece),
-                stop_reason=piece.stop_reason,
-                token_ids=self._ids(piece),
-            )
-            for piece in await self.generation.finish()
-        ]
+        choices = [self._choice(piece) for piece in await self.generation.finish()]
         return answers.ChatAnswer(
             id=self.id,
             created=self._created,
@@ -93,6 +107,18 @@ class _Chat:
             prompt_token_ids=self._prompt if self._body.return_token_ids else None,
         )
 
+    def _choice(self, piece: Piece) -> answers.ChatChoice:
+        speech = self._speeches[piece.index]
+        speech.push(piece.text, last=True)
+        return answers.ChatChoice(
+            index=piece.index,
+            message=speech.message(),
+            logprobs=self._logprobs(piece),
+            finish_reason=_reason(piece, speech),
+            stop_reason=piece.stop_reason,
+            token_ids=self._ids(piece),
+        )
+
     async def chunks(self) -> AsyncIterator[str]:
         """Server-sent events: a role for each choice, its text as it comes, the usage if asked."""
         options, begun = self._body.stream_options, set()
@@ -101,10 +127,15 @@ class _Chat:
                 if piece.index not in begun:
                     begun.add(piece.index)
                     yield self._chunk(piece.index, {"role": "assistant", "content": ""})
-                found = self._logprobs(piece)
+                speech = self._speeches[piece.index]
+                deltas = speech.push(piece.text, last=piece.finish_reason is not None)
+                found, ids = self._logprobs(piece), piece
                 shown = found is not None or self._body.return_token_ids
-                if piece.text or (shown and piece.tokens):
-                    yield self._chunk(piece.index, {"content": piece.text}, found, piece)
+                if not deltas and shown and piece.tokens:
+                    deltas = [{"content": ""}]
+                for delta in deltas:  # the first one holds all that is said of the tokens
+                    yield self._chunk(piece.index, delta, found, ids)
+                    found = ids = None
                 if piece.finish_reason is not None:
                     yield self._chunk(piece.index, {}, None, None, piece)
         if options is not None and options.include_usage:
@@ -122,7 +153,7 @@ class _Chat:
     def _chunk(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         found: answers.ChatLogprobs | None = None,
         tokens: Piece | None = None,
         last: Piece | None = None,
@@ -131,7 +162,7 @@ class _Chat:
             "index": index,
             "delta": delta,
             "logprobs": None if found is None else found.model_dump(),
-            "finish_reason": None if last is None else last.finish_reason,
+            "finish_reason": None if last is None else _reason(last, self._speeches[index]),
         }
         if last is not None:
             choice["stop_reason"] = last.stop_reason
@@ -170,5 +201,7 @@ def usage(prompt_tokens: int, generation: Generation) -> answers.Usage:
     )
 
 
-def _reason(piece: Piece) -> answers.Reason:
-    return "length" if piece.finish_reason == "length" else "stop"
+def _reason(piece: Piece, speech: tools.Speech) -> answers.ChatReason:
+    if piece.finish_reason == "length":
+        return "length"
+    return "tool_calls" if speech.calls else "stop"

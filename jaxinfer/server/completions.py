@@ -8,7 +8,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from jaxinfer.reading import TokenScore
-from jaxinfer.server import answers, logprobs
+from jaxinfer.server import answers, logprobs, structure
 from jaxinfer.server.chat import usage
 from jaxinfer.server.errors import ApiError
 from jaxinfer.server.generation import Generation, Piece
@@ -43,6 +43,8 @@ async def completions(call: Call) -> ASGIApp:
         logprobs=body.logprobs,
     )
     service.limit("prompt x n", len(prompts) * params.n, service.settings.max_prompts)
+    form = structure.asked(body)
+    grammar = None if form is None else await service.compile(*form)
     completion.generation = service.generate(
         completion.id,
         prompts,
@@ -50,6 +52,7 @@ async def completions(call: Call) -> ASGIApp:
         body,
         salt=call.salt,
         offsets=body.logprobs is not None,
+        grammar=grammar,
     )
     ticket = completion.generation.ticket
     if body.stream:

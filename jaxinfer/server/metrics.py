@@ -77,6 +77,7 @@ class _LoopCollector:
             "slots": ("Places in the batch.", stats.slots),
             "pages": ("Pages of the cache; 0 where places own theirs.", stats.pages),
             "pages_used": ("Pages of the cache that are taken.", stats.pages_used),
+            "pages_kept": ("Pages that nobody holds and prompts may find.", stats.pages_kept),
             "ready": ("1 where calls are taken.", loop.ready),
             "healthy": ("1 where steps make progress.", loop.healthy),
         }
@@ -87,6 +88,7 @@ class _LoopCollector:
             "prefix_hit_tokens": ("Tokens of prompts found in the cache.", stats.prefix_tokens),
             "read_prompt_tokens": ("Tokens of prompts that entered.", stats.prompt_tokens),
             "preemptions": ("Sequences that gave way to others.", stats.preemptions),
+            "step_failures": ("Steps that raised.", stats.failures),
             "recompiles": ("Programs compiled since ready.", stats.compiled - loop.compiled),
         }
         for name, (help, value) in counters.items():

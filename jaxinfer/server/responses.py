@@ -8,7 +8,7 @@ from typing import Any, Literal
 from starlette.types import ASGIApp
 
 from jaxinfer.request import SamplingParams
-from jaxinfer.server import answers, logprobs
+from jaxinfer.server import answers, logprobs, structure
 from jaxinfer.server.errors import ApiError
 from jaxinfer.server.generation import Generation, Piece
 from jaxinfer.server.http import Call, EventStream, event, json_response
@@ -34,8 +34,12 @@ async def responses(call: Call) -> ASGIApp:
         logprobs=(body.top_logprobs or 0) if wanted else None,
         stop=service.settings.stop,
     )
+    form = structure.asked(body)
+    grammar = None if form is None else await service.compile(*form)
     response = _Response(service, body, prompt, params)
-    response.generation = service.generate(response.id, [prompt], params, body, salt=call.salt)
+    response.generation = service.generate(
+        response.id, [prompt], params, body, salt=call.salt, grammar=grammar
+    )
     ticket = response.generation.ticket
     if body.stream:
         return EventStream(call, ticket, response.events(), response.failed)
@@ -48,6 +52,13 @@ def _messages(body: ResponseRequest) -> list[dict[str, Any]]:
         return [*found, {"role": "user", "content": body.input}]
     kept = [{"role": m["role"], "content": m["content"]} for m in message_dicts(body.input)]
     return [*found, *kept]
+
+
+def _format(body: ResponseRequest) -> dict[str, Any]:
+    """The form of the text, as it was asked for."""
+    if body.text is None or body.text.format is None:
+        return {"type": "text"}
+    return body.text.format.model_dump(by_alias=True, exclude_none=True)
 
 
 class _Response:
@@ -144,6 +155,7 @@ class _Response:
             model=self._service.settings.name,
             output=output,
             temperature=self._params.temperature,
+            text=answers.ResponseText(format=_format(body)),
             top_p=self._params.top_p,
             user=body.user,
             metadata=body.metadata or {},

@@ -22,19 +22,10 @@ Count = Annotated[int, Field(ge=1, le=bounds.MAX_NEW_TOKENS)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-bounds.MAX_ABS_BIAS, le=bounds.MAX_ABS_BIAS)]
 
-STRUCTURE = "structured output is not supported yet"
-TOOLS = "tool calls are not supported yet"
+TOOLS = "only functions in `tools` are supported"
 MEDIA = "this server reads and writes text only"
 UNSUPPORTED = {
-    "response_format": f"{STRUCTURE}: leave it out, or give {{'type': 'text'}}",
-    "text": f"{STRUCTURE}: leave it out, or give {{'format': {{'type': 'text'}}}}",
-    "structured_outputs": STRUCTURE,
-    **{
-        f"guided_{kind}": STRUCTURE
-        for kind in ("json", "regex", "choice", "grammar", "decoding_backend")
-    },
-    "tools": f"{TOOLS}: leave it out",
-    "tool_choice": f"{TOOLS}: leave it out, or give 'none' or 'auto'",
+    "guided_decoding_backend": "there is one: leave it out",
     "functions": TOOLS,
     "function_call": TOOLS,
     "max_tool_calls": TOOLS,
@@ -68,6 +59,40 @@ class StreamOptions(Body):
 
 class PlainText(Body):
     type: Literal["text"]
+
+
+class JsonObject(Body):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema", description="a JSON Schema")
+    strict: bool | None = Field(None, description="taken: answers always follow the schema")
+
+
+class JsonSchema(Body):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class NamedJsonSchema(NamedSchema):
+    type: Literal["json_schema"]
+
+
+ResponseFormat = Annotated[PlainText | JsonObject | JsonSchema, Field(discriminator="type")]
+TextFormat = Annotated[PlainText | JsonObject | NamedJsonSchema, Field(discriminator="type")]
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of them."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json", description="a JSON Schema")
+    regex: Text | None = None
+    choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
 
 
 class Common(Body):
@@ -121,7 +146,14 @@ class Sampled(Common):
         description="of each token of the prompt, without stream",
     )
     return_token_ids: bool | None = Field(None, description="token ids beside the text")
-    response_format: PlainText | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="what the answer must look like"
+    )
+    guided_json: dict[str, Any] | str | None = Field(None, description="a JSON Schema")
+    guided_regex: Text | None = None
+    guided_choice: Annotated[list[Text], Field(min_length=1)] | None = None
+    guided_grammar: Text | None = Field(None, description="in llguidance's dialect of Lark")
 
 
 class TextPart(Body):
@@ -138,6 +170,27 @@ class ToolCall(Body):
     id: str
     type: Literal["function"]
     function: FunctionCall
+
+
+class Function(Body):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="a JSON Schema")
+    strict: bool | None = Field(None, description="taken: only a forced call is held to its schema")
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class Message(Body):
@@ -162,9 +215,11 @@ class ChatRequest(Sampled):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="more variables for the model's chat template"
     )
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="required and a name force one call"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: only the first call counts")
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     store: Literal[False] | None = None
 
@@ -197,7 +252,7 @@ class InputMessage(Body):
 
 
 class TextConfig(Body):
-    format: PlainText | None = None
+    format: TextFormat | None = None
 
 
 class ResponseRequest(Common):

@@ -5,11 +5,14 @@ requests. Knows the bodies' fields, nothing of HTTP.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
+from jaxinfer.grammar import Grammar
+from jaxinfer.grammar.compiler import Compiler
 from jaxinfer.model import Model, completions
 from jaxinfer.reading import Reader, TokenScore
-from jaxinfer.request import MAX_STOP_STRINGS, Request, SamplingParams
+from jaxinfer.request import MAX_STOP_STRINGS, Followed, Request, SamplingParams
 from jaxinfer.server import schemas
 from jaxinfer.server.errors import ApiError
 from jaxinfer.server.generation import Answer, Generation
@@ -17,6 +20,7 @@ from jaxinfer.server.loop import EngineLoop
 from jaxinfer.server.metrics import Metrics
 from jaxinfer.server.settings import Settings
 from jaxinfer.server.token_texts import TokenTexts
+from jaxinfer.server.tools import as_template_reads
 from jaxinfer.tokenizer import Tokenizer
 
 PLAIN = (
@@ -48,6 +52,13 @@ class Service:
         self.texts = None if model.tokenizer is None else TokenTexts(model.tokenizer)
         self._reader = Reader(model.params, model.config, model.mesh, pooling=settings.pooling)
         self._reading = asyncio.Semaphore(READERS)
+        self._compiler: Compiler | None = None
+        self._making = asyncio.Lock()
+
+    def close(self) -> None:
+        """End the threads that compile grammars."""
+        if self._compiler is not None:
+            self._compiler.close()
 
     def check_model(self, name: str | None) -> None:
         if name is not None and name != self.settings.name:
@@ -68,6 +79,20 @@ class Service:
         async with self._reading:
             return await asyncio.to_thread(function, self._reader)
 
+    async def compile(self, name: str, form: Grammar) -> Followed:
+        """What the field `name` asks for, in this model's tokens; ApiError where it cannot be
+        followed.
+        """
+        tokenizer = self.tokenizer(name)
+        try:
+            async with self._making:
+                if self._compiler is None:  # it reads the whole vocabulary
+                    make = partial(Compiler, tokenizer, vocab_size=self.model.config.vocab_size)
+                    self._compiler = await asyncio.to_thread(make)
+            return await self._compiler.prepare(form)
+        except ValueError as error:
+            raise ApiError(400, f"{name}: {error}", param=name) from error
+
     async def encode(self, text: str, name: str, add_special_tokens: bool = True) -> list[int]:
         tokenizer = self.tokenizer("text")
         ids = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
@@ -86,7 +111,16 @@ class Service:
             for one in several
         ]
 
-    async def encode_chat(self, messages: Sequence[dict], **options) -> list[int]:
+    def template(self, tools: Sequence | None = None) -> str:
+        """The source of the chat template; "" where there is none."""
+        tokenizer, named = self.model.tokenizer, self.settings.chat_template.get("template")
+        if tokenizer is None or (named is None and "default" not in tokenizer.chat_templates):
+            return ""
+        return tokenizer.template_source(named, tools)
+
+    async def encode_chat(
+        self, messages: Sequence[dict], tools: Sequence[dict] | None = None, **options
+    ) -> list[int]:
         tokenizer = self.tokenizer("a chat")
         template = self.settings.chat_template
         if "template" not in template and "default" not in tokenizer.chat_templates:
@@ -104,7 +138,7 @@ class Service:
                 f"chat_template_kwargs must not hold {sorted(taken)}",
                 param="chat_template_kwargs",
             )
-        options = {**template, **options}
+        options = {**template, **options, **({"tools": tools} if tools else {})}
         ids = await asyncio.to_thread(lambda: tokenizer.encode_chat(messages, **options))
         return self.check_prompt(ids, "messages")
 
@@ -195,10 +229,14 @@ class Service:
         *,
         salt: str = "",
         offsets: bool = False,
+        grammar: Followed | None = None,
+        show_special: bool = False,
     ) -> Generation:
-        """Hand n continuations of each prompt over to the engine; salt: whose cache they share."""
+        """Hand n continuations of each prompt over to the engine. salt: whose cache they share;
+        grammar: what they all follow; show_special: special tokens are part of their texts.
+        """
         requests = [
-            Request(f"{call_id}-{index}", tuple(ids), one)
+            Request(f"{call_id}-{index}", tuple(ids), one, grammar)
             for index, (ids, one) in enumerate(
                 (ids, one) for ids in prompts for one in completions(params)
             )
@@ -211,7 +249,7 @@ class Service:
                 self.model.tokenizer,
                 request,
                 include_stop=bool(body.include_stop_str_in_output),
-                skip_special_tokens=body.skip_special_tokens is not False,
+                skip_special_tokens=not show_special and body.skip_special_tokens is not False,
                 offsets=offsets,
             )
             for index, request in enumerate(requests)
@@ -235,5 +273,7 @@ def message_dicts(
             fields["content"] = "".join(part.text for part in message.content)
         if message.role == "developer":
             fields["role"] = "system"
+        if "tool_calls" in fields:
+            fields["tool_calls"] = [as_template_reads(call) for call in fields["tool_calls"]]
         found.append(fields)
     return found
