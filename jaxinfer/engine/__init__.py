@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
 
 import jax
 import numpy as np
@@ -34,7 +33,7 @@ from jaxinfer.request import Request, Token
 from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Output, Programs
 
-MOST_FAILURES = 3  # steps that may raise one after the other before an engine gives up
+MOST_FAILURES = 3  # steps that raise one after the other make an engine give up
 
 
 @dataclass(frozen=True)
@@ -272,8 +271,9 @@ class Engine:
         """Dispatch the next step, then read the one before it; where somebody who follows a grammar
         cannot go on without the tokens under way, read them first.
 
-        StepFailed where one raised: its sequences are finished without an event, all others go on
-        with the next call, from what is known of them. RuntimeError once the engine has failed.
+        A step that raised is made again, each of its sequences alone first: StepFailed where one
+        raised once more, which is then finished without an event; all others go on with the next
+        call, from what is known of them. RuntimeError once the engine has failed.
         """
         self._check_alive()
         if self._in_flight and self._scheduler.held:
@@ -306,17 +306,20 @@ class Engine:
             output = jax.device_get(step.output)
         except Exception as error:
             self._recover(error, step.sequences)
+            return
         self._failed_in_a_row = 0
+        for s in step.sequences:
+            s.suspect = False
         self._record(step, output)
 
-    def _recover(self, error: Exception, sequences: tuple[Sequence, ...]) -> NoReturn:
+    def _recover(self, error: Exception, sequences: tuple[Sequence, ...]) -> None:
         """After a step that raised. What the device holds may be lost or wrong: it is made anew, and
-        whoever was not in the step reads everything again.
+        everybody reads everything again.
         """
         self._in_flight.clear()
         self._failures += 1
         self._failed_in_a_row += 1
-        self._scheduler.lose(sequences)
+        lost = self._scheduler.fail(sequences)
         try:
             if self._failed_in_a_row >= MOST_FAILURES:
                 raise error
@@ -325,9 +328,10 @@ class Engine:
             self.failed = last
             rest = (*self._scheduler.running.values(), *self._scheduler.waiting)
             self._scheduler.lose(rest)
-            sequences += rest
-        message = f"a step of {len(sequences)} sequences raised {type(error).__name__}: {error}"
-        raise StepFailed(message, sequences) from error
+            lost += rest
+        if lost:
+            message = f"a step of {len(sequences)} sequences raised {type(error).__name__}: {error}"
+            raise StepFailed(message, lost) from error
 
     def _check_alive(self) -> None:
         if self.failed is not None:

@@ -30,8 +30,8 @@ class Stats:
 
 
 class StepFailed(RuntimeError):
-    """A step raised: `sequences` are lost; the engine goes on with the others, unless
-    `Engine.failed`.
+    """A step raised, and again with one of its sequences alone: `sequences` are lost; the engine
+    goes on with the others, unless `Engine.failed`.
     """
 
     def __init__(self, message: str, sequences: tuple[Sequence, ...]):

@@ -158,8 +158,19 @@ class Scheduler:
         if self._allocator is not None:
             self._allocator.forget()
 
+    def fail(self, sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
+        """After a step that failed: who was a suspect already is out, and returned. The others in it
+        become suspects, each of whom runs alone until a step with it goes well; everybody reads
+        everything again, and nobody waits for tokens under way.
+        """
+        lost = tuple(s for s in sequences if s.suspect)
+        for s in sequences:
+            s.suspect = True
+        self.lose(lost)
+        return lost
+
     def lose(self, sequences: tuple[Sequence, ...]) -> None:
-        """After a step that failed: its sequences are out, and nobody waits for tokens under way."""
+        """Take sequences out whose tokens under way will not come, nor anybody else's."""
         for s in sequences:
             self.finish(s)
         for s in (*self.running.values(), *self.waiting):
@@ -194,11 +205,14 @@ class Scheduler:
 
     def _admit(self) -> tuple[list[Sequence], list[tuple[int, Change]]]:
         """Who enters a slot, in the order of ranks. Who waits for a token under way, or for a page
-        that another is about to write, has its slot kept free.
+        that another is about to write, has its slot kept free; who may have made a step fail enters
+        alone.
         """
         admitted, changes, at, kept = [], [], 0, 0
         while at < len(self.waiting) and self._slots.free > kept:
             s = self.waiting[at]
+            if self.running and (s.suspect or any(r.suspect for r in self.running.values())):
+                break
             ready, blocks = s.settled, 0
             if ready:
                 s.prompt = s.known

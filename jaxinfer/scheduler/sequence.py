@@ -16,7 +16,8 @@ class Sequence:
     visits: how often it entered a slot. reused: positions found in the cache when it last did.
     names: of the pages of what is known, see `pages.names`. computed: positions planned into the
     cache. planned, tokens: tokens asked for, received. matcher: where it stands in its grammar, if
-    it follows one; mask: the tokens that may come next there.
+    it follows one; mask: the tokens that may come next there. suspect: it was in a step that failed,
+    and in none that went well since.
     """
 
     request: Request
@@ -39,6 +40,7 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     matcher: Matcher | None = None
     mask: Any = None
+    suspect: bool = False
 
     def __post_init__(self):
         self.prompt = self.request.prompt_token_ids

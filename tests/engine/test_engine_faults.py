@@ -1,6 +1,9 @@
-"""What fails costs those who took part in it; everybody else says what they say alone."""
+"""What fails costs nobody, or the one request that makes it fail; all others say what they say
+alone.
+"""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -22,26 +25,73 @@ def engines():
 
 
 class Failing:
-    """Programs of which the given calls raise; the others go through."""
+    """Programs of which one raises when `when` says so of its arguments; the others go through."""
 
-    def __init__(self, programs, name, calls):
-        self._programs, self._name, self._calls, self._count = programs, name, set(calls), 0
+    def __init__(self, programs, name, when):
+        self._programs, self._name, self._when = programs, name, when
 
     def __getattr__(self, name):
         if name != self._name:
             return getattr(self._programs, name)
 
         def program(*args, **kwargs):
-            self._count += 1
-            if self._count in self._calls:
+            if self._when(*args):
                 raise RuntimeError("a device's error")
             return getattr(self._programs, name)(*args, **kwargs)
 
         return program
 
 
-def survive(engine) -> tuple:
-    """Run to the end through one failure: the sequences that it cost."""
+def calls(*which):
+    """True at these calls, the first being 1."""
+    count = itertools.count(1)
+    return lambda *args: next(count) in which
+
+
+def expect(engines, sequence) -> list[int]:
+    prompt, count = sequence.request.prompt_token_ids, sequence.request.params.max_new_tokens
+    return oracle.greedy(engines.params, engines.config, prompt, count)
+
+
+@pytest.mark.parametrize("name", ["advance", "decode_loop", "admit", "assign"])
+def test_a_step_that_fails_once_costs_nobody(engines, rng, name):
+    prompts = tiny.prompts(rng, (20, 30, 9, 25, 14, 3))
+    engine = engines()
+    engine._device.programs = Failing(engine._device.programs, name, calls(2))
+    sequences = [engine.add(request) for request in requests(prompts)]
+    list(run_to_end(engine))
+    assert [s.tokens for s in sequences] == [expect(engines, s) for s in sequences]
+    assert engine.stats.failures == 1
+
+
+def test_what_is_read_late_may_fail_too(engines, rng, monkeypatch):
+    prompts = tiny.prompts(rng, (20, 30, 9, 25))
+    engine = engines()
+    sequences = [engine.add(request) for request in requests(prompts)]
+    engine.step()
+    real, fails = jax.device_get, calls(3)
+
+    def device_get(output):
+        if fails():
+            raise RuntimeError("lost on its way")
+        return real(output)
+
+    monkeypatch.setattr(jax, "device_get", device_get)
+    list(run_to_end(engine))
+    assert [s.tokens for s in sequences] == [expect(engines, s) for s in sequences]
+    assert engine.stats.failures == 1
+
+
+def test_a_sequence_that_fails_every_step_costs_itself(engines, rng):
+    """It is found by running alone those who were in the step with it."""
+    bad = tiny.VOCAB - 1
+    prompts = tiny.prompts(rng, (20, 30, 9, 25, 14, 3), bad)
+    prompts[3] = (bad,) * 5 + prompts[3]
+    engine = engines()
+    engine._device.programs = Failing(
+        engine._device.programs, "advance", lambda state, feed: (feed.tokens == bad).sum() > 4
+    )
+    sequences = [engine.add(request) for request in requests(prompts)]
     failures = []
     while not engine.idle:
         try:
@@ -50,55 +100,26 @@ def survive(engine) -> tuple:
             failures.append(error)
         check(engine)
     (failure,) = failures
-    assert f"{len(failure.sequences)} sequences raised RuntimeError" in str(failure)
-    return failure.sequences
-
-
-@pytest.mark.parametrize("name", ["advance", "decode_loop", "admit", "assign"])
-def test_a_failed_step_costs_its_sequences(engines, rng, name):
-    prompts = tiny.prompts(rng, (20, 30, 9, 25, 14, 3))
-    engine = engines()
-    engine._device.programs = Failing(engine._device.programs, name, [2])
-    sequences = [engine.add(request) for request in requests(prompts)]
-    lost = survive(engine)
-    assert 0 < len(lost) <= LIMITS.slots
-    for s in sequences:
-        right = oracle.greedy(engines.params, engines.config, s.request.prompt_token_ids, 15)
-        assert s.finished
-        assert s.tokens == (right[: len(s.tokens)] if s in lost else right)
-    assert engine.stats.failures == 1
-    assert engine.stats.pages_used == 0
+    assert failure.sequences == (sequences[3],)
+    assert "raised RuntimeError: a device's error" in str(failure)
+    assert sequences[3].finished
+    for s in (*sequences[:3], *sequences[4:]):
+        assert s.tokens == expect(engines, s)
     assert engine.failed is None
-
-
-def test_what_is_read_late_may_fail_too(engines, rng, monkeypatch):
-    prompts = tiny.prompts(rng, (20, 30, 9, 25))
-    engine = engines()
-    sequences = [engine.add(request) for request in requests(prompts)]
-    engine.step()
-    real, reads = jax.device_get, iter([1, 2, 3])
-
-    def device_get(output):
-        if next(reads, None) == 2:
-            raise RuntimeError("lost on its way")
-        return real(output)
-
-    monkeypatch.setattr(jax, "device_get", device_get)
-    lost = survive(engine)
-    assert lost
-    for s in set(sequences) - set(lost):
-        prompt = s.request.prompt_token_ids
-        assert s.tokens == oracle.greedy(engines.params, engines.config, prompt, 15)
+    assert engine.stats.failures == 2
+    assert engine.stats.pages_used == 0
 
 
 def test_an_engine_that_fails_again_and_again_says_so_and_ends(engines, rng):
     engine = engines()
-    engine._device.programs = Failing(engine._device.programs, "advance", range(100))
+    engine._device.programs = Failing(engine._device.programs, "advance", lambda *args: True)
     sequences = [engine.add(r) for r in requests(tiny.prompts(rng, (5,) * 20))]
-    for _ in range(MOST_FAILURES):
+    assert engine.step() == []
+    for left in range(MOST_FAILURES - 2, -1, -1):
         assert engine.failed is None
-        with pytest.raises(StepFailed):
+        with pytest.raises(StepFailed) as caught:
             engine.step()
+        assert len(caught.value.sequences) == (1 if left else 20 - MOST_FAILURES + 2)
     assert isinstance(engine.failed, RuntimeError)
     assert all(s.finished for s in sequences)
     with pytest.raises(RuntimeError, match="make another"):
