@@ -107,7 +107,9 @@ class Engine:
             share = prefix_sharing and not limits.rope_follows
             self._allocator = Allocator(page_size, groups, share=share)
         self._scheduler = Scheduler(limits, self._allocator)
-        self._feeds = Feeds.of(limits, config.vocab_size, self.eos_ids, rings)
+        self._feeds = Feeds.of(
+            limits, config.vocab_size, self.eos_ids, rings, paged=page_size is not None
+        )
         self._device = Device(
             programs or Programs(params, config, mesh),
             limits,

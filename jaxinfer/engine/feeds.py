@@ -16,11 +16,15 @@ from jaxinfer.request import SamplingParams
 from jaxinfer.scheduler import Limits, Plan
 from jaxinfer.scheduler import Sequence as Request
 from jaxinfer.step import Changes, Entry, Feed, Masks
-from pallas_kernels.backend import platform
+from pallas_kernels.backend import one_cpu, platform
 
 SMALLEST_SPAN = 128  # the least cache slots a program reads per row; buckets double from here
 # on CPU, where decode pays for every slot that it reads, there is one more between those from here on
 FINE_SPAN = 512
+# what `step.decode_loop` pays there for a copy of the slots that it reads, and for putting them back,
+# in readings of them (360M model, 8 rows of 553 in 1,024 slots, 8 steps a loop: 109 ms a step with a
+# copy of 768, 85 without one)
+COPYING = 6
 PROMPT_GROWTH = (
     4  # and grow faster where a prompt is read, which costs more than what it attends to
 )
@@ -52,20 +56,29 @@ def ladder(smallest: int, largest: int, growth: int = 2) -> list[int]:
 
 @dataclass(frozen=True)
 class Feeds:
-    """The arrays of one engine's steps. largest_span: slots of its largest ring. groups: of layers."""
+    """The arrays of one engine's steps. largest_span: slots of its largest ring. groups: of layers.
+    paged: whether page tables say where slots lie.
+    """
 
     limits: Limits
     vocab_size: int
     eos_ids: tuple[int, ...]
     largest_span: int
     groups: int
+    paged: bool
 
     @classmethod
     def of(
-        cls, limits: Limits, vocab_size: int, eos_ids: tuple[int, ...], rings: Sequence[Ring]
+        cls,
+        limits: Limits,
+        vocab_size: int,
+        eos_ids: tuple[int, ...],
+        rings: Sequence[Ring],
+        *,
+        paged: bool,
     ) -> "Feeds":
         span = max(ring.capacity for ring in rings)
-        return cls(limits, vocab_size, eos_ids, span, len(rings))
+        return cls(limits, vocab_size, eos_ids, span, len(rings), paged)
 
     @property
     def most_tokens(self) -> int:
@@ -89,7 +102,13 @@ class Feeds:
         if platform() == "cpu":
             fine = [n + n // 2 for n in spans if n >= FINE_SPAN]
             spans += [n for n in fine if n < self.largest_span]
-        return sorted(spans)
+        return sorted(n for n in spans if self._worth(n, self.limits.decode_steps))
+
+    def _worth(self, span: int, steps: int) -> bool:
+        """Whether `steps` steps gain more by reading `span` slots than by reading all."""
+        if self.paged or not one_cpu() or span == self.largest_span:
+            return True
+        return steps * (self.largest_span - span) > COPYING * span
 
     @property
     def prompt_spans(self) -> list[int]:
@@ -108,7 +127,7 @@ class Feeds:
         if plan.chunks:
             return bucket(plan.longest, SMALLEST_SPAN, self.largest_span, PROMPT_GROWTH)
         longest = min(plan.longest, self.largest_span)
-        return next(n for n in self.decode_spans if n >= longest)
+        return next(n for n in self.decode_spans if n >= longest and self._worth(n, plan.steps))
 
     def blank(self, tokens: int, rows: int) -> Feed:
         """The arrays of a step in which nobody takes part."""

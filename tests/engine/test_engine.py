@@ -10,6 +10,7 @@ import pytest
 from jaxinfer.config import LayerConfig, Rope
 from jaxinfer.engine import Engine
 from jaxinfer.request import FinishReason, Request, SamplingParams
+from jaxinfer.scheduler import Plan
 from tests import oracle, tiny
 from tests.engine.small import GREEDY, LIMITS, collect, ids, requests, run_to_end
 
@@ -27,13 +28,34 @@ def model():
 def test_long_decodes_read_little_more_than_they_hold(model):
     config, params, *_ = model
     config = dataclasses.replace(config, max_position=2048)
-    engine = Engine(params, config, dataclasses.replace(LIMITS, max_length=2048))
-    spans = engine._feeds.decode_spans
+    limits = dataclasses.replace(LIMITS, max_length=2048)
+    spans = Engine(params, config, limits, page_size=64)._feeds.decode_spans
     assert spans[-1] == 2048
     assert {768, 1024, 1536} <= set(spans)
     for length in (1, 128, 129, 513, 769, 1537, 2048):
         span = next(n for n in spans if n >= length)
         assert span <= 128 or span <= (1.5 if length > 512 else 2) * length
+
+
+def test_decodes_read_all_slots_where_copying_some_costs_more(model):
+    config, params, *_ = model
+    config = dataclasses.replace(config, max_position=2048)
+    limits = dataclasses.replace(LIMITS, max_length=2048, decode_steps=8)
+    feeds = Engine(params, config, limits)._feeds
+    assert feeds.decode_spans == [128, 256, 512, 768, 1024, 2048]
+
+    def span(longest, steps):
+        return feeds.span(Plan((), (), (), (0,), steps, longest))
+
+    assert [span(n, 8) for n in (1, 129, 600, 1024, 1025, 2048)] == [
+        128,
+        256,
+        768,
+        1024,
+        2048,
+        2048,
+    ]
+    assert [span(n, 1) for n in (1, 128, 129, 257, 600)] == [128, 128, 256, 2048, 2048]
 
 
 @pytest.mark.parametrize("page_size", [None, 8])
