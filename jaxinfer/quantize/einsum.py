@@ -49,7 +49,10 @@ def _product(x, w):
     if w.method in INTEGER:
         return _integers(x, w)
     if w.group is not None:  # sums cannot be scaled group by group: widened whole
-        return _contract(x, grid_values(w).astype(x.dtype), exact, jnp.float32).astype(x.dtype)
+        wide = grid_values(w).astype(x.dtype)
+        # XLA's CPU backend would widen each weight once for every row of x
+        wide = jax.lax.optimization_barrier(wide) if platform() == "cpu" else wide
+        return _contract(x, wide, exact, jnp.float32).astype(x.dtype)
     if _in_digits(x, w):
         return _by_digits(x, w.values, w.scale).astype(x.dtype)
     return _widened(x, w.values, w.scale).astype(x.dtype)
@@ -60,7 +63,10 @@ def _integers(x, w):
     apart = None
     if w.columns is not None and w.outliers is not None:
         exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-        apart = _contract(x[:, w.columns], w.outliers.astype(x.dtype), exact, jnp.float32)
+        # XLA's CPU backend lacks a loop for narrow types of so few columns
+        kind = jnp.float32 if platform() == "cpu" else x.dtype
+        few = x[:, w.columns].astype(kind)
+        apart = _contract(few, w.outliers.astype(kind), exact, jnp.float32)
         x = x.at[:, w.columns].set(jnp.zeros((), x.dtype))
     narrow, step = round_activations(x)
     out = _contract(narrow, w.values, None, jnp.int32).astype(jnp.float32) * step

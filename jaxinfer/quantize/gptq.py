@@ -29,6 +29,7 @@ def factor(gram: jax.Array, damp: float = DAMP) -> jax.Array:
 def solve(
     w: jax.Array,
     gram: jax.Array,
+    clipped: jax.Array,
     group: int | None,
     symmetric: bool = True,
     act_order: bool = True,
@@ -36,15 +37,16 @@ def solve(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """w [out, in] float32, gram [in, in] = X^T X -> (numbers [out, in], scale, zero), float32.
 
+    clipped [out, in]: the weights whose range the grids cover, w itself or with its largest cut.
     numbers: nibbles, and scale, zero [out, in / group]; with group None bytes -127 .. 127, scale
     [out] and no zero. act_order: columns go by falling diagonal of the Hessian, and the grids are
-    those of the weights as they were (static groups), so that groups stay neighbours. Otherwise
+    those of `clipped` (static groups), so that groups stay neighbours. Otherwise
     each group's grid is that of the weights as corrected so far.
     """
     out, columns = w.shape
     diagonal = jnp.diagonal(gram)
     w = jnp.where(diagonal[None] == 0, 0.0, w)
-    scale, zero = _grids(w, group, symmetric)
+    scale, zero = _grids(clipped, group, symmetric)
     order = jnp.argsort(-diagonal) if act_order else jnp.arange(columns)
     upper = factor(gram[order][:, order], damp)
     wide = [None if x is None else _spread(x, columns)[:, order] for x in (scale, zero)]

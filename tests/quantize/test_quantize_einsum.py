@@ -126,6 +126,22 @@ def test_four_bits_are_packed_as_the_kernels_read_them(rng):
         )
 
 
+@pytest.mark.parametrize("method", quantize.METHODS)
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_narrow_activations_inside_a_loop(rng, rows, method):
+    """As a decoding loop has them: compiled, a weight from outside, a few rows."""
+    q = qtensor(rng.normal(size=(64, 64)).astype(np.float32) / 8, method)
+    x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.bfloat16)
+
+    @jax.jit
+    def run(x, q):
+        return jax.lax.fori_loop(0, 2, lambda _, x: quantize.einsum(x, q), x)
+
+    expected = np.asarray(x, np.float64) @ truth(q).T @ truth(q).T
+    assert run(x, q).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(run(x, q), np.float64), expected, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_plain_products(rng, dtype, rows):
