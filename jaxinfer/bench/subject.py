@@ -18,7 +18,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.generate import cache_dtype
 from jaxinfer.models import decoder, presets
 from jaxinfer.models.linear import Leaf
-from jaxinfer.quantize import Part, Weight, check_method, find
+from jaxinfer.quantize import Part, QTensor, Weight, check_method, find
 from jaxinfer.roofline import Format, formats
 from jaxinfer.weights import orbax, placement
 from jaxinfer.weights.loaded import check_dtype, default_dtype
@@ -46,6 +46,10 @@ class Subject:
     def format(self) -> Format:
         """How the weights are stored and multiplied, for the roofline."""
         found = formats.find(self.quantize or self.dtype)
+        grouped = [w for w in _quantized(self.params) if w.kind == "int4"]
+        if grouped:
+            scales = 2 if grouped[0].zero is None else 4
+            found = dataclasses.replace(found, group=grouped[0].group, scale_bytes=scales)
         plain = jnp.dtype(self.dtype).itemsize
         widened = self.quantize is not None and found.compute == "bfloat16"
         return dataclasses.replace(
@@ -86,7 +90,18 @@ def prepare(
         name, params, config = _name(folder), loaded.params, loaded.config
     params = decoder.prepare(params)
     held = params.norm.scale.dtype.name
-    return Subject(name, params, config, source, held, quantize)
+    return Subject(name, params, config, source, held, quantize or _method(params))
+
+
+def _quantized(params: decoder.Params) -> list[QTensor]:
+    leaves = jax.tree.leaves(params.layers, is_leaf=decoder.is_leaf)
+    return [leaf for leaf in leaves if isinstance(leaf, QTensor)]
+
+
+def _method(params: decoder.Params) -> str | None:
+    """How a checkpoint holds its layers' matrices; None: as they are."""
+    found = _quantized(params)
+    return found[0].method if found else None
 
 
 def find_config(model: str | None, source: str) -> tuple[str, ModelConfig]:

@@ -5,15 +5,17 @@ distributions token by token, agreement, where greedy continuations part, and a 
 """
 
 from jaxinfer.quality.continuations import Continuations, first_divergence
-from jaxinfer.quality.distances import Distances, between
-from jaxinfer.quality.report import LEVELS, Level, Report, verdict
-from jaxinfer.quality.settings import Setting, Side, load
+from jaxinfer.quality.distances import Distances, Kept, between
+from jaxinfer.quality.report import LEVELS, Level, Report, together, verdict
+from jaxinfer.quality.settings import Setting, Side, load, load_beside
+from jaxinfer.quality.speed import timed
 from jaxinfer.quality.texts import compare
 
 __all__ = [
     "LEVELS",
     "Continuations",
     "Distances",
+    "Kept",
     "Level",
     "Report",
     "Setting",
@@ -22,5 +24,8 @@ __all__ = [
     "compare",
     "first_divergence",
     "load",
+    "load_beside",
+    "timed",
+    "together",
     "verdict",
 ]

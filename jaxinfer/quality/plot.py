@@ -1,4 +1,5 @@
-"""A picture of a comparison: how the divergence is spread over positions, and where it lies.
+"""Pictures of comparisons: how one's divergence is spread over positions, and where it lies; what
+several candidates lose, against their bytes.
 
 matplotlib is an extra, and slow to import: it is looked for when a picture is wanted.
 """
@@ -51,5 +52,39 @@ def draw(report: Report, path: Path) -> None:
     right.set(yscale="log", xlabel="token of the text", ylabel="mean KL, nats")
     figure.suptitle(
         f"{report.candidate.setting} against {report.reference.setting}: {report.verdict.level}"
+    )
+    figure.savefig(path, format="png", dpi=120)
+
+
+def draw_sizes(described: dict, path: Path) -> None:
+    """Write a PNG of what `report.together` gives: mean KL and change of perplexity against the bytes
+    of the weights. ValueError where no candidate has a finite KL.
+    """
+    check(path)
+    rows = [row for row in described["candidates"] if np.isfinite(row["kl"]["mean"])]
+    if not rows:
+        raise ValueError("a plot needs candidates with a finite KL, got none")
+    figure = importlib.import_module("matplotlib.figure").Figure(
+        figsize=(12, 5.6), layout="constrained"
+    )
+    left, right = figure.subplots(1, 2)
+    sizes = [row["candidate"]["weight_bytes"] / 1e6 for row in rows]
+    kl = [max(row["kl"]["mean"], FLOOR) for row in rows]
+    rise = [100 * row["perplexity_rise"] for row in rows]
+    error = [100 * row["perplexity_rise_error"] for row in rows]
+    left.plot(sizes, kl, "o", color="tab:blue")
+    left.set(yscale="log", ylabel="mean KL to the reference, nats")
+    right.errorbar(sizes, rise, yerr=error, fmt="o", color="tab:orange", capsize=2)
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set(ylabel="change of perplexity, %")
+    for axes, heights in ((left, kl), (right, rise)):
+        axes.set(xlabel="weights, MB")
+        for row, x, y in zip(rows, sizes, heights, strict=True):
+            label = row["candidate"]["setting"]
+            axes.annotate(label, (x, y), (4, 3), textcoords="offset points", fontsize=7)
+    reference = described["reference"]
+    size = reference["weight_bytes"] / 1e6
+    figure.suptitle(
+        f"against {reference['setting']}, {size:,.1f} MB, on {described['tokens']:,} tokens"
     )
     figure.savefig(path, format="png", dpi=120)

@@ -4,6 +4,7 @@ Knows no model's insides and no terminal.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -132,7 +133,18 @@ class Report:
             else math.inf,
             "weight_bytes": side.weight_bytes,
             "kv_bytes_per_token": side.kv_bytes_per_token,
+            "decode_tokens_per_s": None if side.decode_s is None else 1 / side.decode_s,
         }
+
+
+def together(described: Sequence[dict]) -> dict:
+    """Reports of one reference and text, as `Report.describe` gives them, in one: what they share,
+    and `candidates` with what each has of its own.
+    """
+    shared = ("reference", "tokens", "bytes", "window", "stride", "thresholds")
+    first = {key: described[0][key] for key in shared}
+    rows = [{k: v for k, v in row.items() if k not in shared} for row in described]
+    return {**first, "candidates": rows}
 
 
 def verdict(mean_kl: float, perplexity_rise: float, top1_agreement: float) -> Verdict:

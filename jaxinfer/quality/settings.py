@@ -65,10 +65,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Side:
-    """A setting and its model, loaded."""
+    """A setting and its model, loaded. decode_s: seconds of one decoding step of one sequence, where
+    it was measured.
+    """
 
     setting: Setting
     model: Model
+    decode_s: float | None = None
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
@@ -93,25 +96,27 @@ class Side:
         return 2 * len(config.layers) * config.num_kv_heads * config.head_dim * size
 
 
-def load(
-    reference: Setting, candidate: Setting, *, mesh: Mesh | str | None = None, progress: bool = True
-) -> tuple[Side, Side]:
-    """Both models on the device; equal settings share one, and those that hold it alike its
-    parameters.
+def load(setting: Setting, *, mesh: Mesh | str | None = None, progress: bool = True) -> Side:
+    """A model on the device."""
+    return Side(setting, _model(setting, mesh, progress))
+
+
+def load_beside(
+    reference: Side, candidate: Setting, *, mesh: Mesh | str | None = None, progress: bool = True
+) -> Side:
+    """A second model on the device; one of equal settings is the first, and one that differs in
+    kernels alone shares its parameters.
 
     ValueError unless they read text alike: the same vocabulary and the same tokenizer.
     """
-    first = Side(reference, _model(reference, mesh, progress))
-    if candidate == reference:
-        return first, Side(candidate, first.model)
-    if dataclasses.replace(candidate, kernels=reference.kernels) == reference:
-        model = first.model
-        return first, Side(
-            candidate, Model(model.params, model.config, model.tokenizer, mesh=model.mesh)
-        )
-    second = Side(candidate, _model(candidate, mesh, progress))
-    check_alike(first, second)
-    return first, second
+    if candidate == reference.setting:
+        return reference
+    if dataclasses.replace(candidate, kernels=reference.setting.kernels) == reference.setting:
+        model = reference.model
+        return Side(candidate, Model(model.params, model.config, model.tokenizer, mesh=model.mesh))
+    second = load(candidate, mesh=mesh, progress=progress)
+    check_alike(reference, second)
+    return second
 
 
 def _model(setting: Setting, mesh, progress: bool) -> Model:

@@ -19,14 +19,16 @@ def compare(
     prompts: int = 16,
     prompt_tokens: int = 64,
     new_tokens: int = 64,
+    reader: distances.Reader | None = None,
     track: Callable[[Sequence[Window]], Iterable[Window]] = iter,
 ) -> Report:
     """Compare two sides on the ids of a text.
 
     size: bytes of the text that the ids after the first one spell. window, stride: as
     `perplexity.windows` takes them. prompts, prompt_tokens, new_tokens: greedy continuations from
-    even distances of the text (0 prompts: none). track: sees each window pass. ValueError: a text
-    too short, or windows and continuations beyond a model's positions.
+    even distances of the text (0 prompts: none). reader: the reference's, where it was read before
+    (`distances.Kept`). track: sees each window pass. ValueError: a text too short, or windows and
+    continuations beyond a model's positions.
     """
     most = min(side.model.config.max_position for side in (reference, candidate))
     if window > most:
@@ -41,7 +43,7 @@ def compare(
             f"prompt_tokens and new_tokens need to be at most {most} positions together, got "
             f"{prompt_tokens} and {new_tokens}"
         )
-    ours = distances.Reader(reference)
+    ours = reader or distances.Reader(reference)
     same = candidate.model is reference.model
     theirs = ours if same else distances.Reader(candidate)
     parts = [

@@ -56,6 +56,29 @@ def test_a_table_with_a_verdict(run, folder, text):
         assert words in ran.out
 
 
+def test_several_candidates_stand_in_one_table_and_picture(run, folder, text, tmp_path):
+    few = (*FEW, "--prompts=0", f"--model={folder}")
+    settings = ("quantize=int8", "quantize=w8a8", "dtype=bfloat16")
+    candidates = [f"--candidate={setting}" for setting in settings]
+    picture = tmp_path / "sizes.png"
+    found = run("quality", text, *few, *candidates, "--speed", "--json", f"--plot={picture}").json
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = found["candidates"]
+    assert len(rows) == 3
+    for row, setting in zip(rows, settings, strict=True):
+        alone = run("quality", text, *few, f"--candidate={setting}", "--json").json
+        assert row["candidate"]["setting"].endswith(setting)
+        assert row["candidate"]["decode_tokens_per_s"] > 0
+        for name in ("kl", "perplexity_rise", "top1_agreement", "verdict"):
+            assert row[name] == alone[name]
+    ran = run("quality", text, *few, *candidates)
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    for setting, row in zip(settings, rows, strict=True):
+        (line,) = (line for line in lines if setting in line)
+        assert row["verdict"] in line
+
+
 def test_a_model_of_another_vocabulary_is_refused(run, folder, text, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)

@@ -63,7 +63,10 @@ def test_settings_are_read_from_text():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("speed=9", "model=..., dtype=..., quantize=..., kernels=... with commas between, got 'speed=9'"),
+        (
+            "speed=9",
+            "model=..., dtype=..., quantize=..., kernels=... with commas between, got 'speed=9'",
+        ),
         ("int8", "got 'int8'"),
         ("dtype=", "got 'dtype='"),
         ("dtype=float32,dtype=bfloat16", "'dtype' twice"),

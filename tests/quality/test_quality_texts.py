@@ -99,11 +99,43 @@ def test_kernels_against_plain_xla(ids, seed, monkeypatch):
 def test_sides_that_differ_in_kernels_alone_share_their_parameters():
     with pytest.raises(ValueError, match="kernels needs on or off, got 'xla'"):
         quality.Setting.parse("kernels=xla")
-    ours, theirs = quality.load(
-        quality.Setting.parse(""), quality.Setting.parse("kernels=off"), progress=False
-    )
+    ours = quality.load(quality.Setting.parse(""), progress=False)
+    theirs = quality.load_beside(ours, quality.Setting.parse("kernels=off"), progress=False)
     assert theirs.model is not ours.model
     assert theirs.model.params.embed is ours.model.params.embed
+
+
+def test_a_reference_that_is_kept_is_read_once_and_compares_alike(ids, seed, monkeypatch):
+    one, others = side(seed), (side(seed + 1), side(seed + 2))
+    sizes = {**SIZES, "prompts": 0}
+    alone = [quality.compare(one, other, ids, **sizes).describe() for other in others]
+    kept, runs = quality.Kept(one), []
+    monkeypatch.setattr(kept, "_run_hidden", counted(kept._run_hidden, runs))
+    found = [quality.compare(one, o, ids, **sizes, reader=kept).describe() for o in others]
+    assert found == alone
+    assert len(runs) == len(perplexity.windows(len(ids), 24, 9))
+    both = quality.together(found)
+    assert both["reference"] == alone[0]["reference"]
+    assert [row["kl"] for row in both["candidates"]] == [row["kl"] for row in alone]
+    assert both["tokens"] == 69
+
+
+def counted(run, runs):
+    def wrapper(*args):
+        runs.append(args)
+        return run(*args)
+
+    return wrapper
+
+
+def test_decoding_is_timed_on_request(ids, seed):
+    one = side(seed)
+    plain = quality.compare(one, one, ids, **{**SIZES, "prompts": 0}).describe()
+    assert plain["reference"]["decode_tokens_per_s"] is None
+    timed = quality.timed(one, repeats=2)
+    found = quality.compare(timed, timed, ids, **{**SIZES, "prompts": 0}).describe()
+    assert found["candidate"]["decode_tokens_per_s"] == pytest.approx(1 / timed.decode_s)
+    assert 0 < timed.decode_s < 10
 
 
 def test_without_prompts_there_are_no_continuations(ids, seed):
