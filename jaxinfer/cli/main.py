@@ -20,6 +20,7 @@ from jaxinfer.cli import (
     perplexity,
     plan,
     quality,
+    quantize,
     score,
     serve,
 )
@@ -31,7 +32,18 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(
             module.COMMAND
-            for module in (generate, chat, serve, score, perplexity, quality, info, plan, convert)
+            for module in (
+                generate,
+                chat,
+                serve,
+                score,
+                perplexity,
+                quality,
+                info,
+                plan,
+                convert,
+                quantize,
+            )
         ),
         *bench.COMMANDS,
     )

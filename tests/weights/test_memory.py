@@ -40,18 +40,22 @@ print(json.dumps([peak() - before, held]))
 @pytest.fixture(scope="module", params=[np.float32, ml_dtypes.bfloat16], ids=["f32", "bf16"])
 def folders(request, tmp_path_factory):
     small, large = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("large")
-    checkpoints.fresh(small, request.param)
-    hf = checkpoints.LLAMA | SIZES
+    _write(small, large, SIZES, request.param)
+    return small, large
+
+
+def _write(small, large, sizes, dtype) -> None:
+    checkpoints.fresh(small, dtype)
+    hf = checkpoints.LLAMA | sizes
     family = registry.family_of(hf)
     config = family.read(hf)
     rng = np.random.default_rng()
     canonical = {
-        name: rng.random(shape, np.float32).astype(request.param)
+        name: rng.random(shape, np.float32).astype(dtype)
         for name, shape in decoder.canonical_shapes(config).items()
     }
     checkpoints.write(large, hf, {})
     save_file(checkpoints.file_tensors(family, config, canonical), large / "model.safetensors")
-    return small, large
 
 
 def _measure(folders, method):
@@ -73,3 +77,28 @@ def test_quantizing_never_holds_the_full_precision_model(folders, method, least,
     peak, held = _measure(folders, method)
     assert least < held < most
     assert peak < held + 60e6
+
+
+WIDE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 3,
+    "vocab_size": 1001,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}
+LAYER = 2 * (4 * 2048 * 2048 + 3 * 2048 * 5632)  # bytes of one, as the files hold it
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    small, large = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("wide")
+    _write(small, large, WIDE, ml_dtypes.bfloat16)
+    return small, large
+
+
+@pytest.mark.parametrize("method", ["int8", "int4", "llm_int8"])
+def test_quantizing_holds_the_small_form_and_less_than_one_layer(wide, method):
+    peak, held = _measure(wide, method)
+    assert held < 3.2 * LAYER / (2 if method != "int4" else 3.4)
+    assert peak <= held + LAYER
