@@ -4,9 +4,20 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("examples/performance/results", "examples/peers/results")
+FOLDERS = (
+    "examples/performance/results",
+    "examples/peers/results",
+    "examples/quantization/results",
+)
 HEAD = ("kind", "date", "commit", "command", "hardware", "rows")
-KINDS = ("bench decode", "bench prefill", "bench throughput", "bench startup", "peers")
+KINDS = (
+    "bench decode",
+    "bench prefill",
+    "bench throughput",
+    "bench startup",
+    "peers",
+    "quantization",
+)
 PLATFORMS = ("gpu", "tpu", "cpu")
 
 

@@ -12,6 +12,7 @@ TITLES = {
     "bench throughput": "Throughput",
     "bench startup": "Start-up",
     "peers": "Beside other engines",
+    "quantization": "Quantization",
 }
 NAMES = {"llamacpp": "llama.cpp", "vllm": "vLLM"}
 
@@ -94,6 +95,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         SPREAD,
     ),
 }
+QUANTIZATION: tuple[Column, ...] = (
+    ("weights", lambda row: row["name"]),
+    ("MB", lambda row: f"{row['candidate']['weight_bytes'] / 1e6:.1f}"),
+    ("perplexity", lambda row: f"{row['candidate']['perplexity']:.3f}"),
+    ("change", lambda row: _change(row["perplexity_rise"], row["perplexity_rise_error"])),
+    ("KL, nats", lambda row: f"{row['kl']['mean']:.2g}"),
+    ("top-1 agreement", lambda row: f"{row['top1_agreement']:.1%}"),
+    ("tokens/s", lambda row: three(row["candidate"]["decode_tokens_per_s"])),
+)
 TEXT = ("model", "weights", "compile cache", "engine")
 
 
@@ -126,9 +136,39 @@ def _origin(document: dict) -> str:
 def _tables(document: dict) -> list[str]:
     if document["kind"] == "peers":
         return _peers(document)
+    if document["kind"] == "quantization":
+        return _quantization(document)
     ceilings = document.get("ceilings")
     found = [_table(COLUMNS[document["kind"]], document["rows"])]
     return [*found, _ceilings(ceilings)] if ceilings else found
+
+
+def _quantization(document: dict) -> list[str]:
+    """A row for the reference and one for each way to hold the model; a picture; the bars."""
+    reference = document["reference"]
+    nothing = {"perplexity_rise": 0.0, "perplexity_rise_error": 0.0, "kl": {"mean": 0.0}}
+    first = {
+        "name": "bfloat16 (reference)",
+        "candidate": reference,
+        "top1_agreement": 1.0,
+        **nothing,
+    }
+    picture = document["path"].removesuffix(".json") + ".png"
+    about = (
+        f"{document['model']} on {document['tokens']:,} tokens of held-out text; calibration on "
+        f"{document['calibration_tokens']:,} tokens of training text; decoding of one sequence, "
+        f"median of {document['repeats']} runs ([picture]({picture})):"
+    )
+    bars = [
+        f"{bar['bar']}: {'met' if bar['met'] else 'missed'} "
+        f"({bar['best']}, {_change(bar['perplexity_rise'], bar['error'])})"
+        for bar in document["bars"]
+    ]
+    return [about, _table(QUANTIZATION, [first, *document["rows"]]), f"{'; '.join(bars)}."]
+
+
+def _change(rise: float, error: float) -> str:
+    return f"{rise:+.2%} ± {error:.2%}" if error else "0"
 
 
 def _ceilings(found: dict) -> str:

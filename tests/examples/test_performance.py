@@ -161,6 +161,37 @@ def test_other_kinds_and_rows_without_a_measurement():
     assert "| m | bfloat16 | warm | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 2% |" in lines
 
 
+def test_quantization_shows_quality_beside_bytes_and_its_bars():
+    reference = {"perplexity": 12.3456, "weight_bytes": 39.2e6, "decode_tokens_per_s": 310.4}
+    candidate = {"perplexity": 12.4, "weight_bytes": 19.84e6, "decode_tokens_per_s": 571.0}
+    row = {
+        "name": "int8",
+        "candidate": candidate,
+        "perplexity_rise": 0.00044,
+        "perplexity_rise_error": 0.00011,
+        "kl": {"mean": 0.000123},
+        "top1_agreement": 0.9912,
+    }
+    bar = {"bar": "int8 within 0.1%", "best": "int8", "perplexity_rise": 0.00044, "error": 0.0001}
+    found = document(
+        "quantization",
+        [row],
+        reference=reference,
+        model="m",
+        tokens=60000,
+        calibration_tokens=65536,
+        repeats=5,
+        bars=[{**bar, "met": True}, {**bar, "bar": "other", "met": False}],
+    )
+    lines = markdown.page([{**found, "path": "a/m.json"}]).splitlines()
+    assert "| bfloat16 (reference) | 39.2 | 12.346 | 0 | 0 | 100.0% | 310 |" in lines
+    assert "| int8 | 19.8 | 12.400 | +0.04% ± 0.01% | 0.00012 | 99.1% | 571 |" in lines
+    assert any("[picture](a/m.png)" in line and "60,000 tokens" in line for line in lines)
+    assert lines[-1] == (
+        "int8 within 0.1%: met (int8, +0.04% ± 0.01%); other: missed (int8, +0.04% ± 0.01%)."
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -1,0 +1,1 @@
+"""Every quantization method on one model, side by side."""
