@@ -52,7 +52,7 @@ class Bench:
         self.ids, self.calibration = tokenizer.encode(held_out), tokenizer.encode(training)
         self._tokenizer, self._bytes = tokenizer, len(held_out.encode())
         self.reference = self._side(Variant("bfloat16", None))
-        self._reader = quality.Kept(self.reference.model)
+        self._reader = quality.Kept(self.reference)
 
     def measure(self, variant: Variant) -> dict:
         """One row, as `quality.Report` describes a candidate, under the variant's name."""

@@ -142,8 +142,7 @@ COMMAND = Command(
     "and in a picture of quality against bytes. Logits are held for a few hundred positions at a time.",
     examples=(
         "jaxinfer quality --file held_out.txt --candidate=quantize=int8",
-        "jaxinfer quality --file held_out.txt --candidate=quantize=int8 --candidate=quantize=int4 "
-        "--candidate=model=out --speed --plot=sizes.png",
+        "jaxinfer quality held_out.txt --candidate=quantize=int8 --candidate=model=out --speed --plot=sizes.png",
         "jaxinfer quality --file held_out.txt --reference=dtype=float32 --candidate=dtype=bfloat16,quantize=int8",
         "jaxinfer quality --file held_out.txt --candidate=model=checkpoints/pico-2m-draft --plot=kl.png --json",
     ),

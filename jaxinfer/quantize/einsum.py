@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxinfer.quantize.tensor import INTEGER, QTensor, Weight, grid_values
 from jaxinfer.quantize.w8a8 import round_activations
-from pallas_kernels.backend import hopper, one_cpu
+from pallas_kernels.backend import hopper, one_cpu, platform
 from pallas_kernels.skinny_matmul.weight import GROUP
 
 # XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
