@@ -154,7 +154,7 @@ COMMAND = Command(
         "jaxinfer quantize --method=int4 --output ~/models/pico-int4",
         "jaxinfer quantize ~/models/Llama-3.2-1B ~/models/Llama-3.2-1B-awq --method=awq --calibration_file=text.txt",
         "jaxinfer quantize --method=gptq --group_size=64 --zero_points --calibration_file=text.txt --output out",
-        "jaxinfer generate --model out",
+        "jaxinfer quantize --method=smoothquant --calibration_file=text.txt --output out  # then: --model out",
     ),
     define=define,
     run=run,
