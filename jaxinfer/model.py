@@ -20,7 +20,14 @@ from jaxinfer import compile_cache, quantize, sharding, shipped, weights
 from jaxinfer.config import ModelConfig
 from jaxinfer.engine import Engine, bucket
 from jaxinfer.models import decoder
-from jaxinfer.request import Completion, FinishReason, Request, SamplingParams, Token
+from jaxinfer.request import (
+    Completion,
+    FinishReason,
+    Followed,
+    Request,
+    SamplingParams,
+    Token,
+)
 from jaxinfer.scheduler import Limits
 from jaxinfer.step import Programs, Scorer
 from jaxinfer.stream import Detokenizer
@@ -106,15 +113,17 @@ class Model:
         params: SamplingParams | None = None,
         *,
         stream: Stream | None = None,
+        grammar: Followed | None = None,
         **settings,
     ) -> list[Completion]:
         """Continue one prompt or several (text or token ids): a completion each, `n` of them in a
         row where n > 1.
 
+        grammar: what each must follow, compiled for this model's tokens (`jaxinfer.grammar`).
         settings: fields of SamplingParams, in place of or on top of `params`.
         """
         found: dict[int, Completion] = {}
-        for chunk in self.stream(prompts, params, stream=stream, **settings):
+        for chunk in self.stream(prompts, params, stream=stream, grammar=grammar, **settings):
             if chunk.completion is not None:
                 found[chunk.index] = chunk.completion
         return [found[index] for index in sorted(found)]
@@ -126,6 +135,7 @@ class Model:
         *,
         stream: Stream | None = None,
         reuse: bool = False,
+        grammar: Followed | None = None,
         **settings,
     ) -> Generator[TextChunk, None, None]:
         """As `generate`, a token at a time. Closing the iterator stops the generation.
@@ -135,7 +145,7 @@ class Model:
         """
         params = dataclasses.replace(params or SamplingParams(), **settings)
         ids = [self.encode(prompt) for prompt in _several(prompts)]
-        return self._stream(ids, params, stream, reuse=reuse)
+        return self._stream(ids, params, stream, reuse=reuse, grammar=grammar)
 
     def chat(
         self,
@@ -143,14 +153,15 @@ class Model:
         params: SamplingParams | None = None,
         *,
         template: Mapping[str, Any] | None = None,
+        grammar: Followed | None = None,
         **settings,
     ) -> Completion:
         """The assistant's answer to `messages`; template: options of
-        `Tokenizer.apply_chat_template`.
+        `Tokenizer.apply_chat_template`; grammar: as in `generate`.
 
         The cache keeps the conversation: the next call reads only what is new.
         """
-        chunks = self.stream_chat(messages, params, template=template, **settings)
+        chunks = self.stream_chat(messages, params, template=template, grammar=grammar, **settings)
         (completion,) = (chunk.completion for chunk in chunks if chunk.completion is not None)
         return completion
 
@@ -160,12 +171,13 @@ class Model:
         params: SamplingParams | None = None,
         *,
         template: Mapping[str, Any] | None = None,
+        grammar: Followed | None = None,
         **settings,
     ) -> Generator[TextChunk, None, None]:
         """As `chat`, a token at a time."""
         params = dataclasses.replace(params or SamplingParams(), **settings, n=1)
         ids = self._need_tokenizer("chat").encode_chat(messages, **(template or {}))
-        return self._stream([ids], params, None, reuse=True)
+        return self._stream([ids], params, None, reuse=True, grammar=grammar)
 
     def score(self, prompts: Prompt | Sequence[Prompt]) -> list[Scored]:
         """The log-probability of every token of each text, by the model's raw logits."""
@@ -203,7 +215,13 @@ class Model:
         return self.tokenizer
 
     def _stream(
-        self, prompts, params: SamplingParams, stream: Stream | None, *, reuse: bool
+        self,
+        prompts,
+        params: SamplingParams,
+        stream: Stream | None,
+        *,
+        reuse: bool,
+        grammar: Followed | None,
     ) -> Generator[TextChunk, None, None]:
         begin = time.perf_counter()
         if params.bad_words:
@@ -212,7 +230,7 @@ class Model:
                 params, bad_words=(), bad_word_ids=(*params.bad_word_ids, *words)
             )
         requests = [
-            Request(id=str(index), prompt_token_ids=tuple(ids), params=one)
+            Request(str(index), tuple(ids), one, grammar)
             for index, (ids, one) in enumerate(
                 (ids, one) for ids in prompts for one in completions(params)
             )

@@ -1,11 +1,13 @@
 """Text in, text out: `Model` over a fresh random model and tokenizer."""
 
+import re
 import threading
 
 import numpy as np
 import pytest
 
-from jaxinfer import FinishReason, Model, SamplingParams, Stream
+from jaxinfer import FinishReason, Model, SamplingParams, Stream, grammar
+from jaxinfer.grammar.compiler import Compiler
 from jaxinfer.step import Programs
 from jaxinfer.tokenizer import Tokenizer
 from tests import fresh_tokenizers, oracle, tiny
@@ -49,6 +51,16 @@ def test_streamed_pieces_add_up(model):
         pieces[chunk.index] = pieces.get(chunk.index, "") + chunk.text
     assert [pieces[i] for i in range(4)] == [completion.text for completion in whole]
     assert [c.prompt_token_ids for c in whole[:2]] == [whole[0].prompt_token_ids] * 2
+
+
+def test_an_answer_follows_its_grammar(model):
+    compiler = Compiler(model.tokenizer, vocab_size=model.config.vocab_size)
+    compiled = compiler.compile(grammar.regex("[0-9]{2}-(yes|no)"))
+    params = SamplingParams(temperature=1.5, seed=3, max_new_tokens=30, n=2)
+    found = model.generate(["hello", "world"], params, grammar=compiled)
+    compiler.close()
+    assert all(re.fullmatch(r"\d\d-(yes|no)", completion.text) for completion in found)
+    assert all(completion.finish_reason is FinishReason.STOP for completion in found)
 
 
 def test_completions_of_a_seed_differ_and_repeat(model):
