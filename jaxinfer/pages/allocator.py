@@ -126,9 +126,11 @@ class Allocator:
         return all(pool.free >= count for pool in self.pools)
 
     def extend(self, holding: Holding, begin: int, end: int) -> list[Change] | None:
-        """Pages for positions begin .. end - 1, which come next; blocks that none of them sees go
-        back. None (and none taken) where a group has too few.
+        """Pages for positions begin .. end - 1, which come next; when new ones are needed, blocks
+        that none of these sees go back. None (and none taken) where a group has too few.
         """
+        if end <= holding.end * self.page_size:
+            return []
         for i, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
             done = min(group.first_needed(begin, self.page_size), holding.end) - holding.first[i]
             if done > 0:

@@ -17,14 +17,12 @@ from jaxinfer import sampler
 from jaxinfer.engine import Engine
 from jaxinfer.request import Request, SamplingParams
 from jaxinfer.sampler import draw
-from jaxinfer.scheduler import Limits, Sequence
+from jaxinfer.scheduler import Sequence
 from tests import oracle, tiny
 from tests.engine.grammars import EOS, random_walk
-from tests.engine.small import check
+from tests.engine.small import LIMITS, PAGE, TINY_POOL, check
 
-LIMITS = Limits(slots=6, max_length=32, chunk=4, budget=8, decode_steps=4)
-PAGE, POOL = 4, 14  # pages: a sequence of 32 positions and three quarters of another
-MOST_NEW = 10
+MOST_REST, MOST_NEW = 24, 24
 TIE = 2e-3  # between two tokens' scores: what another order of additions may change
 
 
@@ -46,7 +44,7 @@ def traffic(rng, count: int) -> Iterator[Arrival]:
     step = 0
     for i in range(count):
         opening = openings[rng.integers(len(openings))] if rng.random() < 0.6 else ()
-        (rest,) = tiny.prompts(rng, [int(rng.integers(1, LIMITS.max_length - MOST_NEW - 13))])
+        (rest,) = tiny.prompts(rng, [int(rng.integers(1, MOST_REST))])
         params = settings(rng)
         grammar = random_walk(rng, int(rng.integers(1, MOST_NEW))) if rng.random() < 0.1 else None
         step += int(rng.poisson(1.2))
@@ -84,7 +82,9 @@ def settings(rng) -> SamplingParams:
 
 
 def make(params, config, **options) -> Engine:
-    return Engine(params, config, LIMITS, page_size=PAGE, num_pages=POOL, eos_ids=(EOS,), **options)
+    return Engine(
+        params, config, LIMITS, page_size=PAGE, num_pages=TINY_POOL, eos_ids=(EOS,), **options
+    )
 
 
 def play(

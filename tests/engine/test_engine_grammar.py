@@ -10,7 +10,6 @@ from tests import oracle, tiny
 from tests.engine.grammars import EOS, Walk, greedy, random_walk
 from tests.engine.small import (
     GREEDY,
-    LIMITS,
     PAGE,
     TINY_POOL,
     Engines,
@@ -115,11 +114,15 @@ def test_the_end_of_a_grammar_is_the_end_of_its_answer(engines, rng):
 
 
 def test_whoever_comes_next_into_a_slot_is_free(engines, rng):
-    engine = engines(dataclasses.replace(LIMITS, slots=1), page_size=None, num_pages=None)
+    engine, slots = engines(page_size=None, num_pages=None), set()
     prompts = tiny.prompts(rng, (9, 7, 8))
     walks = [random_walk(rng, 5), None, random_walk(rng, 3)]
-    found = ids(collect(engine, guided(walks, prompts)))
-    assert found == [expect(engines, p, w) for p, w in zip(prompts, walks, strict=True)]
+    for request, walk in zip(guided(walks, prompts), walks, strict=True):
+        sequence = engine.add(request)
+        list(run_to_end(engine))
+        slots.add(sequence.slot)
+        assert sequence.tokens == expect(engines, request.prompt_token_ids, walk)
+    assert len(slots) == 1
 
 
 @pytest.mark.parametrize("kind", ["breaks", "refuses"])

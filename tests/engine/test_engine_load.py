@@ -1,4 +1,4 @@
-"""A thousand random requests in a pool for two: every answer is the one given alone."""
+"""A thousand random requests in a pool for two or three: every answer is the one given alone."""
 
 from tests import tiny
 from tests.engine import load
