@@ -3,18 +3,25 @@
 Memory is pages `[P, K, page_size, H]` per layer. A layer group (layers with the same window) has a
 ring of `capacity` slots per sequence, spread over the pages that its table names; see
 `pallas_kernels.ring` for the addressing. It knows nothing of requests or of who owns which page.
+
+Pages may be narrow, int8 or fp8 (e4m3): every key and value vector then has a scale of its own, found
+when it is written (`pallas_kernels.narrow`). Attention multiplies scores and weights by scales;
+nothing is widened in memory.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxinfer import sharding
 from jaxinfer.config import ModelConfig
 from pallas_kernels.backend import platform
+from pallas_kernels.narrow import FP8, TOPS, narrowed
 from pallas_kernels.ragged_attention import page_slots
 from pallas_kernels.ring import slot_of
 
@@ -38,12 +45,26 @@ class Ring:
             )
 
 
+KV_DTYPES = {
+    "float32": jnp.dtype("float32"),
+    "bfloat16": jnp.dtype("bfloat16"),
+    "int8": jnp.dtype("int8"),
+    "fp8": jnp.dtype("uint8"),  # its bits
+}
+KV_NAMES = {dtype: name for name, dtype in KV_DTYPES.items()}
+KVDtype = Literal["float32", "bfloat16", "int8", "fp8"]
+
+
 @struct.dataclass
 class Pages:
-    """One layer's keys and values, each [P, K, page_size, H]."""
+    """One layer's keys and values, each [P, K, page_size, H]; where they are narrow, also the scale
+    of each vector, [P, K, page_size] float32.
+    """
 
     k: jax.Array
     v: jax.Array
+    k_scale: jax.Array | None = None
+    v_scale: jax.Array | None = None
 
 
 class Cache(struct.PyTreeNode):
@@ -63,6 +84,28 @@ class Cache(struct.PyTreeNode):
 
     def table(self, layer: int) -> jax.Array | None:
         return self.tables[self.groups[layer]]
+
+
+def kv_dtype_of(dtype) -> np.dtype:
+    """What pages are made of, by a name of KV_DTYPES or as any dtype; ValueError lists the names."""
+    if isinstance(dtype, str) and dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype needs to be one of {', '.join(KV_DTYPES)}, got {dtype!r}")
+    kept = KV_DTYPES[dtype] if isinstance(dtype, str) else np.dtype(dtype)
+    return KV_DTYPES["fp8"] if kept == FP8 else kept
+
+
+def vector_bytes(H: int, dtype) -> int:
+    """What one key or value of H elements takes in pages of `dtype`, its scale included."""
+    kept = kv_dtype_of(dtype)
+    return H * kept.itemsize + (4 if kept in TOPS else 0)
+
+
+def kept_as(pages: Pages, k: jax.Array, v: jax.Array) -> Pages:
+    """New keys and values [..., K, H] in the form that `pages` have, scales [..., K]."""
+    if pages.k_scale is None:
+        return Pages(k=k.astype(pages.k.dtype), v=v.astype(pages.v.dtype))
+    (k, k_scale), (v, v_scale) = (narrowed(x, pages.k.dtype) for x in (k, v))
+    return Pages(k=k, v=v, k_scale=k_scale, v_scale=v_scale)
 
 
 def plan_rings(
@@ -119,19 +162,27 @@ def init_cache(
     """An empty cache for `batch` sequences: one page each, or `num_pages` pages per group shared
     through tables.
 
+    dtype: a name of KV_DTYPES, or any; int8 and fp8 come with scales.
     num_kv_heads: as the parameters hold them (more than the config's where shards repeat heads).
     """
     K, H = num_kv_heads or config.num_kv_heads, config.head_dim
+    dtype = kv_dtype_of(dtype)
     letters = "BK.." if page_size is None else ".K.."
-    place = sharding.place(letters, mesh)
 
-    def zeros(group):
-        pages, size = (
+    def pages(group):
+        count, size = (
             (batch, page_slots(rings[group].capacity))
             if page_size is None
             else (num_pages[group], page_size)
         )
-        return jnp.zeros((pages, K, size, H), dtype, device=place)
+
+        def zeros(shape, dtype):
+            place = sharding.place(letters[: len(shape)], mesh)
+            return [jnp.zeros(shape, dtype, device=place) for _ in "kv"]
+
+        k, v = zeros((count, K, size, H), dtype)
+        scales = zeros((count, K, size), jnp.float32) if dtype in TOPS else (None, None)
+        return Pages(k, v, *scales)
 
     def table(ring):
         if page_size is None:
@@ -141,7 +192,7 @@ def init_cache(
         )
 
     return Cache(
-        layers=tuple(Pages(k=zeros(g), v=zeros(g)) for g in groups),
+        layers=tuple(pages(group) for group in groups),
         tables=tuple(table(ring) for ring in rings),
         lengths=jnp.zeros(
             (batch,), jnp.int32, device=sharding.place("B" if page_size is None else ".", mesh)
@@ -165,13 +216,13 @@ def write(
     table None: k, v [B, T, K, H] and positions [B, T], each row into its own page. Otherwise
     packed: k, v [T, K, H], positions [T] and rows [T], the table row of each token.
     """
+    new = kept_as(pages, k, v)
     if positions.size == 1 and platform() == "cpu":
         # one row becomes an update slice there, for which a loop copies the whole cache; two stay a
         # scatter in place
-        k, v, positions = (
-            jnp.concatenate([x, jnp.full_like(x, -1)], axis=positions.ndim - 1)
-            for x in (k, v, positions)
-        )
+        axis = positions.ndim - 1
+        new = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=axis), new)
+        positions = jnp.concatenate([positions, jnp.full_like(positions, -1)], axis=axis)
         rows = None if rows is None else jnp.concatenate([rows, rows])
     size = pages.k.shape[2]
     slots = slot_of(jnp.maximum(positions, 0), ring.capacity, ring.sinks)
@@ -180,16 +231,14 @@ def write(
 
         @jax.vmap
         def put_row(page, slot, new):
-            return page.at[:, slot].set(jnp.swapaxes(new, 0, 1).astype(page.dtype), mode="drop")
+            return page.at[:, slot].set(jnp.swapaxes(new, 0, 1), mode="drop")
 
-        return Pages(k=put_row(pages.k, slots, k), v=put_row(pages.v, slots, v))
+        return jax.tree.map(lambda page, new: put_row(page, slots, new), pages, new)
     page = jnp.where(positions >= 0, table[rows, slots // size], pages.k.shape[0])
     offset = slots % size
-
-    def put(pages, new):
-        return pages.at[page, :, offset].set(new.astype(pages.dtype), mode="drop")
-
-    return Pages(k=put(pages.k, k), v=put(pages.v, v))
+    return jax.tree.map(
+        lambda kept, new: kept.at[page, :, offset].set(new, mode="drop"), pages, new
+    )
 
 
 def near(cache: Cache, span: int) -> Cache:
@@ -204,7 +253,9 @@ def put_back(cache: Cache, part: Cache) -> Cache:
 
     def whole(old, new):
         return (
-            jax.lax.dynamic_update_slice(old, new, (0, 0, 0, 0)) if old.shape != new.shape else new
+            jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
+            if old.shape != new.shape
+            else new
         )
 
     return part.replace(layers=jax.tree.map(whole, cache.layers, part.layers))

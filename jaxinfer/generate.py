@@ -18,6 +18,7 @@ from jaxinfer.models import attention, decoder
 from pallas_kernels.backend import platform
 
 SCORE_BLOCK = 1024  # tokens whose vocabulary-wide logits `score` holds at once
+READ_CHUNK = 256  # tokens that are read through a cache at once
 
 
 def _zeros(tokens: jax.Array) -> jax.Array:
@@ -38,33 +39,73 @@ def _lengths(tokens: jax.Array, lengths: jax.Array | None) -> jax.Array:
     return lengths
 
 
-def _hidden(params, config, tokens, lengths):
-    batch = ragged.rectangle(tokens, lengths, _zeros(tokens))
-    return decoder.forward(params, config, batch)[0]
+def hidden_states(
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    kv_dtype: kv.KVDtype | None = None,
+) -> jax.Array:
+    """The state after the last norm of every token: [B, T] -> [B * T, D].
+
+    kv_dtype: read the tokens through a cache of that type, READ_CHUNK at a time, so that all keys and
+    values are seen as decoding sees them; not differentiable. None: whole sequences, no cache.
+    """
+    lengths = _lengths(tokens, lengths)
+    if kv_dtype is None:
+        batch = ragged.rectangle(tokens, lengths, _zeros(tokens))
+        return decoder.forward(params, config, batch)[0]
+    B, T = tokens.shape
+    chunk = min(READ_CHUNK, T)
+    count = -(-T // chunk)
+    cache = new_cache(params, config, B, count * chunk, max_chunk=chunk, dtype=kv_dtype)
+    tokens = jnp.pad(tokens, ((0, 0), (0, count * chunk - T))).reshape(B, count, chunk)
+
+    def step(cache, part):
+        tokens, start = part
+        counts = jnp.clip(lengths - start, 0, chunk)
+        batch = ragged.rectangle(tokens, counts, cache.lengths, reach=lengths)
+        found, cache = decoder.forward(params, config, batch, cache)
+        return cache, found.reshape(B, chunk, -1)
+
+    starts = jnp.arange(count, dtype=jnp.int32) * chunk
+    _, found = jax.lax.scan(step, cache, (jnp.swapaxes(tokens, 0, 1), starts))
+    return jnp.swapaxes(found, 0, 1).reshape(B, count * chunk, -1)[:, :T].reshape(B * T, -1)
 
 
 def logits(
-    params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None = None
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    kv_dtype: kv.KVDtype | None = None,
 ) -> jax.Array:
     """The model's logits after every token: [B, T] -> float32 [B, T, V]; lengths None: rows are
-    full.
+    full. kv_dtype: as `hidden_states`.
     """
-    hidden = _hidden(params, config, tokens, _lengths(tokens, lengths))
+    hidden = hidden_states(params, config, tokens, lengths, kv_dtype=kv_dtype)
     return decoder.unembed(params, config, hidden).reshape(*tokens.shape, config.vocab_size)
 
 
 def score(
-    params: decoder.Params, config: ModelConfig, tokens: jax.Array, lengths: jax.Array | None = None
+    params: decoder.Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array | None = None,
+    *,
+    kv_dtype: kv.KVDtype | None = None,
 ) -> jax.Array:
     """log p(token t | tokens before it), float32 [B, T]; zero for the first token and past a row's
-    length.
+    length. kv_dtype: as `hidden_states`.
 
-    Differentiable in params. Logits are formed a block of tokens at a time, never [B, T, V] at
+    Differentiable in params without kv_dtype. Logits are formed a block of tokens at a time, never [B, T, V] at
     once.
     """
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
-    hidden = _hidden(params, config, tokens, lengths)
+    hidden = hidden_states(params, config, tokens, lengths, kv_dtype=kv_dtype)
     following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1).reshape(B * T)
 
     @jax.checkpoint
@@ -100,13 +141,15 @@ def score_alternatives(
     lengths: jax.Array | None = None,
     *,
     top_n: int,
+    kv_dtype: kv.KVDtype | None = None,
 ) -> Alternatives:
     """As `score`, and which tokens would have been likelier; a row's first token has none of it
-    (zeros). top_n is static, 0 .. V. Logits are formed a block of tokens at a time.
+    (zeros). top_n is static, 0 .. V. Logits are formed a block of tokens at a time. kv_dtype: as
+    `hidden_states`.
     """
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
-    hidden = _hidden(params, config, tokens, lengths)
+    hidden = hidden_states(params, config, tokens, lengths, kv_dtype=kv_dtype)
     following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1).reshape(B * T)
 
     def block(hidden, following):
@@ -150,7 +193,7 @@ def embed(
         raise ValueError(f"pooling needs to be one of {', '.join(POOLINGS)}, got {pooling!r}")
     lengths = _lengths(tokens, lengths)
     B, T = tokens.shape
-    hidden = _hidden(params, config, tokens, lengths).reshape(B, T, -1).astype(jnp.float32)
+    hidden = hidden_states(params, config, tokens, lengths).reshape(B, T, -1).astype(jnp.float32)
     position, end = jnp.arange(T)[None], lengths[:, None]
     taken = position < end if pooling == "mean" else position == end - 1
     pooled = jnp.where(taken[:, :, None], hidden, 0.0).sum(axis=1)
@@ -180,7 +223,8 @@ def new_cache(
     """An empty cache for `batch` sequences of up to `max_length` tokens, written at most
     `max_chunk` at a time.
 
-    max_chunk None: max_length. See `cache.plan_rings` for stream_window and sinks.
+    max_chunk None: max_length. dtype: None (`cache_dtype`), a dtype, or a name of `cache.KV_DTYPES`:
+    int8 and fp8 keep a scale with each key and value. See `cache.plan_rings` for stream_window and sinks.
     """
     rings, groups = kv.plan_rings(
         config,
@@ -269,9 +313,10 @@ def generate(
     chunk: int | None = None,
     stream_window: int | None = None,
     sinks: int = 0,
+    kv_dtype: kv.KVDtype | None = None,
 ) -> Generated:
     """Continue prompts, all on the device: greedy, or as `sampling` (`sampler.pack`) says, stop ids
-    included.
+    included. kv_dtype: what the cache holds, `new_cache`'s dtype.
 
     The loop ends when every row has stopped. Rows draw by their own keys and do not depend on each
     other.
@@ -289,6 +334,7 @@ def generate(
         max_chunk=chunk or T,
         stream_window=stream_window,
         sinks=sinks,
+        dtype=kv_dtype,
     )
     found, cache = prefill(params, config, tokens, lengths, cache, chunk=chunk)
     reach = lengths + max_new_tokens

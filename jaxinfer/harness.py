@@ -60,7 +60,7 @@ class HarnessModel(TemplateLM):
 
     Args:
       pretrained: a folder with a checkpoint or a Hugging Face hub id; None: the shipped model.
-      dtype, mesh, quantize: of `jaxinfer.load`. max_slots: texts generated at once.
+      dtype, mesh, quantize, kv_dtype: of `jaxinfer.load`. max_slots: texts generated at once.
       max_length: tokens the model sees of a text; None: as many as its positions. Longer texts
         lose their beginning, and a warning says how many did.
       model: takes the place of all of these.
@@ -74,6 +74,7 @@ class HarnessModel(TemplateLM):
         dtype: str | None = None,
         mesh: str | None = None,
         quantize: Any = None,
+        kv_dtype: Any = None,
         max_slots: int = 32,
         max_length: int | None = None,
         model: Model | None = None,
@@ -84,13 +85,14 @@ class HarnessModel(TemplateLM):
         super().__init__()
         options: dict[str, Any] = {"max_slots": int(max_slots), "progress": False}
         if model is None:
-            model = load(pretrained, dtype=dtype, mesh=mesh, quantize=quantize, **options)
+            options |= {"quantize": quantize, "kv_dtype": kv_dtype}
+            model = load(pretrained, dtype=dtype, mesh=mesh, **options)
         if model.tokenizer is None:
             raise ValueError("evaluation needs a tokenizer, and this model has none; add its files")
         self.model = model
         self._name = pretrained or "jaxinfer"
         self._tokenizer: Tokenizer = model.tokenizer
-        self._reader = Reader(model.params, model.config, model.mesh)
+        self._reader = Reader(model.params, model.config, model.mesh, kv_dtype=model.kv_dtype)
         # the last of max_length + 1 tokens is predicted and not read
         most = model.config.max_position - 1
         if max_length is not None and not 2 <= int(max_length) <= most:

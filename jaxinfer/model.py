@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer import compile_cache, quantize, sharding, shipped, weights
+from jaxinfer.cache import KVDtype, kv_dtype_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.engine import Engine, bucket
 from jaxinfer.models import decoder
@@ -84,6 +85,8 @@ class Model:
     """Parameters, config and (optionally) a tokenizer.
 
     max_slots: how many sequences run at once. chunk: prompt tokens of one sequence per step.
+    kv_dtype: what the cache holds, of `cache.KV_DTYPES`; None is the parameters' dtype, float32 on
+    CPU. Where it is given, `score` too reads through such a cache, as generating does.
     """
 
     def __init__(
@@ -96,13 +99,17 @@ class Model:
         max_slots: int = MAX_SLOTS,
         chunk: int = 512,
         decode_steps: int = 8,
+        kv_dtype: KVDtype | None = None,
     ):
+        if kv_dtype is not None:
+            kv_dtype_of(kv_dtype)
+        self.kv_dtype: KVDtype | None = kv_dtype
         params = decoder.prepare(params)
         self.params, self.config, self.tokenizer, self.mesh = params, config, tokenizer, mesh
         self._limits = Limits(
             slots=max_slots, max_length=1, chunk=chunk, decode_steps=decode_steps, reuse=True
         )
-        self._scorer = Scorer(params, config, mesh)
+        self._scorer = Scorer(params, config, mesh, kv_dtype=kv_dtype)
         self._idle: list[tuple[tuple, Engine]] = []
         self._programs: dict[tuple, Programs] = {}
         self._lock = threading.Lock()
@@ -292,6 +299,7 @@ class Model:
                 self.config,
                 limits,
                 mesh=self.mesh,
+                kv_dtype=self.kv_dtype,
                 eos_ids=eos_ids,
                 stream_window=window,
                 sinks=sinks,
@@ -409,7 +417,8 @@ def load(
 
     dtype: None keeps the checkpoint's on accelerators and means float32 on CPU. mesh: a Mesh, or
     "data=2,model=4".
-    quantize: a method of `jaxinfer.quantize`, applied while loading. options: of `Model`. Compiled
+    quantize: a method of `jaxinfer.quantize`, applied while loading. options: of `Model`, such as
+    kv_dtype="int8" for a cache of half the size. Compiled
     programs are kept on disk (`compile_cache.enable`). Raises FileNotFoundError or ValueError with
     what is wrong; nothing is half-loaded.
     """

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from jaxinfer.cache import KVDtype
 from jaxinfer.config import ModelConfig
 from jaxinfer.generate import embed, score_alternatives
 from jaxinfer.models import decoder
@@ -34,7 +35,13 @@ class Reader:
     """The reading programs of one model. Calls from any thread; what is new to it compiles."""
 
     def __init__(
-        self, params: decoder.Params, config: ModelConfig, mesh=None, *, pooling: str = "mean"
+        self,
+        params: decoder.Params,
+        config: ModelConfig,
+        mesh=None,
+        *,
+        pooling: str = "mean",
+        kv_dtype: KVDtype | None = None,
     ):
         self._params, self._mesh = params, mesh
         self._embed = jax.jit(
@@ -42,7 +49,7 @@ class Reader:
         )
         self._score = jax.jit(
             lambda params, tokens, lengths, top_n: score_alternatives(
-                params, config, tokens, lengths, top_n=top_n
+                params, config, tokens, lengths, top_n=top_n, kv_dtype=kv_dtype
             ),
             static_argnums=3,
         )

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from jaxinfer import ragged, sampler
-from jaxinfer.cache import Cache, near, put_back
+from jaxinfer.cache import Cache, KVDtype, near, put_back
 from jaxinfer.config import ModelConfig
 from jaxinfer.generate import decode, score
 from jaxinfer.models import decoder
@@ -369,10 +369,19 @@ class Programs:
 class Scorer:
     """`score` compiled for one model, texts padded to power-of-two lengths."""
 
-    def __init__(self, params: decoder.Params, config: ModelConfig, mesh=None):
+    def __init__(
+        self,
+        params: decoder.Params,
+        config: ModelConfig,
+        mesh=None,
+        *,
+        kv_dtype: KVDtype | None = None,
+    ):
         self._params, self._mesh = params, mesh
         self._score = jax.jit(
-            lambda params, tokens, lengths: score(params, config, tokens, lengths)
+            lambda params, tokens, lengths: score(
+                params, config, tokens, lengths, kv_dtype=kv_dtype
+            )
         )
 
     def __call__(self, ids: Sequence[int]) -> np.ndarray:

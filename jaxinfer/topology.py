@@ -63,6 +63,7 @@ class Request:
     context: int
     chunk: int
     quantize: str | None = None
+    kv_dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -212,12 +213,19 @@ def _params(config, shards, method, mesh):
 def _cache(request, params, batch, mesh):
     cache = jax.eval_shape(
         lambda p: new_cache(
-            p, request.config, batch, request.context, max_chunk=request.chunk, dtype=jnp.bfloat16
+            p,
+            request.config,
+            batch,
+            request.context,
+            max_chunk=request.chunk,
+            dtype=request.kv_dtype,
         ),
         params,
     )
     return cache.replace(
-        layers=jax.tree.map(lambda x: _array(x.shape, x.dtype, "BK..", mesh), cache.layers),
+        layers=jax.tree.map(
+            lambda x: _array(x.shape, x.dtype, "BK.."[: x.ndim], mesh), cache.layers
+        ),
         lengths=_array((batch,), jnp.int32, "B", mesh),
     )
 

@@ -17,12 +17,13 @@ ACTIVATIONS = {
 }
 
 
-def logits(params, config, token_ids, *, stream=None, reach=None) -> np.ndarray:
+def logits(params, config, token_ids, *, stream=None, reach=None, kept=None) -> np.ndarray:
     """[T, V] of one sequence.
 
-    stream: (sinks, window) of a stream without end. reach: as in `Ragged`, default T.
+    stream: (sinks, window) of a stream without end. reach: as in `Ragged`, default T. kept: what a
+    cache makes of keys and of values, [T, heads, H] each.
     """
-    return _logits(_tensors(params, config), config, token_ids, stream, reach)
+    return _logits(_tensors(params, config), config, token_ids, stream, reach, kept)
 
 
 def greedy(params, config, prompt, n, *, stream=None, reach=None) -> list[int]:
@@ -39,7 +40,7 @@ def _tensors(params, config):
     }
 
 
-def _logits(w, config, token_ids, stream, reach):
+def _logits(w, config, token_ids, stream, reach, kept=None):
     x = w["embed"][np.asarray(token_ids)] * config.embed_scale
     if config.learned_positions:
         x = x + w["positions"][: len(x)]
@@ -53,6 +54,7 @@ def _logits(w, config, token_ids, stream, reach):
             layer,
             stream,
             reach or len(x),
+            kept,
         )
         x = x + config.residual_scale * _norm(y, w, f"{name}.post_attention", config)
         y = _mlp(_norm(x, w, f"{name}.pre_mlp", config), w, f"{name}.mlp", config)
@@ -65,7 +67,7 @@ def _logits(w, config, token_ids, stream, reach):
     return _softcap(out, config.final_softcap)
 
 
-def _attention(x, w, name, config, layer, stream, reach):
+def _attention(x, w, name, config, layer, stream, reach, kept):
     T, N, K, H = len(x), config.num_heads, config.num_kv_heads, config.head_dim
     position = np.arange(T)
 
@@ -83,6 +85,7 @@ def _attention(x, w, name, config, layer, stream, reach):
     if stream is not None and (layer.window is None or layer.window > stream[1]):
         sinks, window = stream
     k = _rotate(k, position, layer.rope, reach)
+    k, v = (k, v) if kept is None else (kept(k), kept(v))
     scores = np.einsum("tnh,snh->nts", _rotate(q, position, layer.rope, reach), k)
     if sinks:  # a sink is as far away as it lies inside a buffer of sinks + window (StreamingLLM)
         inside = np.minimum(position, sinks + window - 1)

@@ -1,11 +1,13 @@
 """Rings are as large as their layers need, and no larger; writes land where the ring says."""
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from jaxinfer import cache as kv
 from jaxinfer.config import LayerConfig
+from pallas_kernels.narrow import TOPS, widened
 from pallas_kernels.ring import slot_of
 from tests import tiny
 
@@ -61,6 +63,55 @@ def test_write_puts_tokens_in_their_slots_and_padding_nowhere(rng, paged):
         expected[table[row, slot // size] if paged else row, :, slot % size] = new[row, index]
     np.testing.assert_array_equal(pages.k, expected)
     np.testing.assert_array_equal(pages.v, np.where(expected == -9.0, -9.0, -expected))
+
+
+def rounded(x: np.ndarray, name: str) -> np.ndarray:
+    """Each vector [..., H] as int8 or fp8 steps of its largest element, in numpy float32."""
+    scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(TOPS[kv.KV_DTYPES[name]])
+    steps = x / np.where(scale == 0, np.float32(1), scale)
+    if name == "int8":
+        return np.rint(steps) * scale
+    return steps.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+@pytest.mark.parametrize("paged", [False, True])
+def test_narrow_pages_hold_each_vector_in_steps_of_its_largest_element(rng, name, paged):
+    ring, K, H = kv.Ring(8, sinks=2), 3, 6
+    config = tiny.config(num_heads=K, num_kv_heads=K, head_dim=H, layers=tiny.config().layers[:1])
+    sizes = dict(page_size=4, num_pages=[5]) if paged else {}
+    cache = kv.init_cache(config, [ring], [0], 2, name, **sizes)
+    pages = cache.layers[0]
+    assert pages.k.dtype == pages.v.dtype == kv.KV_DTYPES[name]
+    k, v = (rng.normal(size=(2, 3, K, H)).astype(np.float32) for _ in "kv")
+    k *= 10.0 ** rng.integers(-30, 30, k.shape[:3])[..., None]  # each has a size of its own
+    k[0, 1, 2] = 0
+    positions = np.asarray([[9, 10, -1], [1, 2, -1]], np.int32)
+    table = np.asarray([[3, 0], [1, 4]], np.int32) if paged else None
+    place = [positions, None]
+    if paged:
+        rows = np.repeat(np.asarray([0, 1], np.int32), 3)
+        k, v, place = k.reshape(6, K, H), v.reshape(6, K, H), [positions.reshape(6), rows]
+    place = [None if x is None else jnp.asarray(x) for x in place]
+    table_ = None if table is None else jnp.asarray(table)
+    pages = kv.write(pages, ring, table_, jnp.asarray(k), jnp.asarray(v), *place)
+    size = pages.k.shape[2]
+    shape = (2, 3, K, H)
+    for kept, scale, given in ((pages.k, pages.k_scale, k), (pages.v, pages.v_scale, v)):
+        found = np.asarray(widened(kept, jnp.float32)) * np.asarray(scale)[..., None]
+        expected = np.zeros_like(found)
+        for row, i in zip(*np.nonzero(positions >= 0), strict=True):
+            slot = int(slot_of(jnp.int32(positions[row, i]), 8, 2))
+            page = table[row, slot // size] if paged else row
+            expected[page, :, slot % size] = rounded(given.reshape(shape)[row, i], name)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert np.isfinite(found).all()
+
+
+def test_an_unknown_type_is_refused_and_scales_count():
+    with pytest.raises(ValueError, match="one of float32, bfloat16, int8, fp8, got 'int4'"):
+        kv.kv_dtype_of("int4")
+    assert [kv.vector_bytes(64, name) for name in kv.KV_DTYPES] == [256, 128, 68, 68]
 
 
 def test_a_ring_needs_room_beside_its_sinks():

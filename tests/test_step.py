@@ -36,9 +36,9 @@ def held(config, kind, seed) -> decoder.Params:
     return jax.tree.map(shrink, decoder.layout(config), params, is_leaf=decoder.is_leaf)
 
 
-def new_state(config, params, slots, capacity) -> step.State:
+def new_state(config, params, slots, capacity, kv_dtype=None) -> step.State:
     rings, groups = kv.plan_rings(config, capacity, max_chunk=8)
-    cache = kv.init_cache(config, rings, groups, slots, cache_dtype(params))
+    cache = kv.init_cache(config, rings, groups, slots, kv_dtype or cache_dtype(params))
     return step.new_state(cache, config.vocab_size)
 
 
@@ -78,6 +78,22 @@ def test_decode_makes_no_copy_of_the_cache(seed, slots, kv_heads):
     kept = sum(x.nbytes for x in jax.tree.leaves(state.cache.layers))
     compiled = loop(config, 1024).lower(params, state, jnp.ones((slots,), bool), jnp.int32(8))
     assert compiled.compile().memory_analysis().temp_size_in_bytes < kept / 4
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_decode_widens_no_narrow_cache(seed, kv_dtype, slots):
+    config = tiny.config(head_dim=64, layers=(FULL,) * 2, max_position=8192)
+    params = held(config, "f32", seed)
+    length = 65536 // slots
+    state = new_state(config, params, slots, length, kv_dtype)
+    kept = sum(x.nbytes for x in jax.tree.leaves(state.cache.layers))
+    one = kv.vector_bytes(64, kv_dtype)
+    assert kept == 2 * 2 * 2 * slots * length * one == 2 * 2 * 2 * 65536 * 68
+    compiled = loop(config, length).lower(params, state, jnp.ones((slots,), bool), jnp.int32(8))
+    memory = compiled.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < kept / 4  # one of four arrays, in float32: nearly all of it
+    assert memory.alias_size_in_bytes >= kept
 
 
 def test_decode_reads_and_writes_within_the_span(rng, seed):

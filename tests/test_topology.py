@@ -24,16 +24,17 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.mark.parametrize(("data", "model", "method"), [(1, 4, None), (2, 2, "int8")])
-def test_estimates_are_the_compilers(data, model, method):
+@pytest.mark.parametrize(
+    ("data", "model", "method", "kept"), [(1, 4, None, "fp8"), (2, 2, "int8", "bfloat16")]
+)
+def test_estimates_are_the_compilers(data, model, method, kept):
     batch, context, chunk = 16, 2048, 128
-    request = Request("v5e", "2x2", CONFIG, data, model, batch, context, chunk, method)
+    request = Request("v5e", "2x2", CONFIG, data, model, batch, context, chunk, method, kept)
     found = {one.program: one for one in topology.compile_for(request)}
     assert set(found) == {"decode", "prefill"}
     assert all(one.error is None for one in found.values())
-    held = memory(
-        CONFIG, batch // data, context, weights=method or "bfloat16", shards=model, chunk=chunk
-    )
+    kinds = dict(weights=method or "bfloat16", cache=kept)
+    held = memory(CONFIG, batch // data, context, shards=model, chunk=chunk, **kinds)
     step = found["decode"]
     assert step.arguments == pytest.approx(held.weights + held.cache, rel=0.01)
     assert step.aliased == pytest.approx(held.cache, rel=0.01)  # in place

@@ -31,13 +31,12 @@ def main(began: float) -> None:
     compile_cache.enable(asked["cache"])
     jax.block_until_ready(jax.numpy.zeros(()))
     device = time.time()
-    held = subject.prepare(
-        asked["model"], source=asked["source"], dtype=asked["dtype"], quantize=asked["quantize"]
-    )
+    names = ("source", "dtype", "quantize", "kv_dtype")
+    held = subject.prepare(asked["model"], **{name: asked[name] for name in names})
     jax.block_until_ready(held.params)
     loaded = time.time()
     prompt = np.random.default_rng(0).integers(0, held.config.vocab_size, asked["prompt"]).tolist()
-    model = Model(held.params, held.config, max_slots=1)
+    model = Model(held.params, held.config, max_slots=1, kv_dtype=held.kv_dtype)
     with _spans() as spans:
         model.generate(prompt, temperature=0, max_new_tokens=1)
     first = time.time()

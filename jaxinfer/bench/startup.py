@@ -29,6 +29,7 @@ class Case:
     dtype: str | None = None
     quantize: str | None = None
     prompt: int = 16
+    kv_dtype: str | None = None
 
 
 def run(
@@ -55,6 +56,7 @@ def _process(case: Case, scratch: str) -> dict:
         "dtype": case.dtype,
         "quantize": case.quantize,
         "prompt": case.prompt,
+        "kv_dtype": case.kv_dtype,
         "cache": str(Path(scratch, "programs")),
         "start": time.time(),
     }
@@ -76,7 +78,7 @@ def _row(cache: str, case: Case, runs: list[dict]) -> dict:
     totals = [run["first_token_s"] for run in runs]
     medians = {name: statistics.median(run[name] for run in runs) for name in times}
     return {
-        **{name: runs[0][name] for name in ("model", "weights", "dtype", "quantize")},
+        **{name: runs[0][name] for name in ("model", "weights", "dtype", "quantize", "kv_dtype")},
         "cache": cache,
         "prompt": case.prompt,
         "repeats": len(runs),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import shipped, weights
+from jaxinfer.cache import KV_NAMES, KVDtype, kv_dtype_of
 from jaxinfer.config import ModelConfig
 from jaxinfer.generate import cache_dtype
 from jaxinfer.models import decoder, presets
@@ -36,6 +37,7 @@ class Subject:
     source: str
     dtype: str
     quantize: str | None
+    kv_dtype: KVDtype | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -59,7 +61,7 @@ class Subject:
     @property
     def cache_format(self) -> Format:
         """How keys and values are kept."""
-        return formats.find(jnp.dtype(cache_dtype(self.params)).name)
+        return formats.find(KV_NAMES[kv_dtype_of(self.kv_dtype or cache_dtype(self.params))])
 
     def describe(self) -> dict:
         """The fields every row begins with."""
@@ -68,11 +70,17 @@ class Subject:
             "weights": self.source,
             "dtype": self.dtype,
             "quantize": self.quantize,
+            "kv_dtype": self.cache_format.name,
         }
 
 
 def prepare(
-    model: str | None, *, source: str = "checkpoint", dtype: str | None, quantize: str | None
+    model: str | None,
+    *,
+    source: str = "checkpoint",
+    dtype: str | None,
+    quantize: str | None,
+    kv_dtype: KVDtype | None = None,
 ) -> Subject:
     """Hold a model (folder, hub id or preset; None: the shipped one) on the device.
 
@@ -90,7 +98,7 @@ def prepare(
         name, params, config = _name(folder), loaded.params, loaded.config
     params = decoder.prepare(params)
     held = params.norm.scale.dtype.name
-    return Subject(name, params, config, source, held, quantize or _method(params))
+    return Subject(name, params, config, source, held, quantize or _method(params), kv_dtype)
 
 
 def _quantized(params: decoder.Params) -> list[QTensor]:

@@ -63,7 +63,10 @@ def _load(row: dict) -> str:
     return f"{row['concurrency']:,} at once" if row["rate"] is None else f"{row['rate']:g}/s"
 
 
-MODEL: tuple[Column, ...] = (("weights", lambda row: row["quantize"] or row["dtype"]),)
+MODEL: tuple[Column, ...] = (
+    ("weights", lambda row: row["quantize"] or row["dtype"]),
+    ("KV", lambda row: row["kv_dtype"] or ""),
+)
 SHAPE: tuple[Column, ...] = (
     *MODEL,
     ("batch", _count("batch")),
@@ -129,7 +132,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("prefix hits", _hits),
     ),
 }
-LEFT = ("weights", "cache", "load", "kernel", "place in the model")
+LEFT = ("weights", "KV", "cache", "load", "kernel", "place in the model")
 
 
 def results(kind: str, rows: Sequence[dict]) -> Table:
@@ -138,7 +141,9 @@ def results(kind: str, rows: Sequence[dict]) -> Table:
     table = _table([name for name, _ in columns])
     for row in rows:
         if "error" in row:
-            known = [read(row) for name, read in columns if name in ("weights", "batch", "context")]
+            known = [
+                read(row) for name, read in columns if name in ("weights", "KV", "batch", "context")
+            ]
             table.add_row(*known, row["error"].split(":")[0], style="dim")
         else:
             table.add_row(*(str(read(row)) for _, read in columns))

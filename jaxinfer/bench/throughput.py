@@ -72,7 +72,9 @@ def run(subject: Subject, case: Case, ceilings: Ceilings, *, repeats: int = 1) -
             "lower --input_tokens or --output_tokens"
         )
     limits = Limits(slots=min(case.slots, len(requests)), max_length=longest)
-    engine = Engine(subject.params, subject.config, limits, seed=case.seed)
+    engine = Engine(
+        subject.params, subject.config, limits, kv_dtype=subject.kv_dtype, seed=case.seed
+    )
     expected = sum(new for _, new in sizes)
 
     def once() -> float:

@@ -30,7 +30,13 @@ def seconds_per_step(
     """
     new = new_tokens(batch, context, steps)
     assert new < context, (new, context)
-    model = Model(subject.params, subject.config, max_slots=batch, decode_steps=DECODE_STEPS)
+    model = Model(
+        subject.params,
+        subject.config,
+        max_slots=batch,
+        decode_steps=DECODE_STEPS,
+        kv_dtype=subject.kv_dtype,
+    )
     rng = np.random.default_rng(seed)
     prompts = rng.integers(0, subject.config.vocab_size, (batch, context - new)).tolist()
 

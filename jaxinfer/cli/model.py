@@ -3,6 +3,7 @@
 from absl.flags import FlagValues
 
 from jaxinfer import compile_cache
+from jaxinfer.cache import KV_DTYPES
 from jaxinfer.cli.flags import INTEGER, Flags
 from jaxinfer.model import MAX_SLOTS, Model, load
 from jaxinfer.quantize import METHODS
@@ -25,11 +26,21 @@ def define(flags: Flags) -> None:
         "dtype", "of the weights; without it the checkpoint's own, and float32 on CPU", DTYPES
     )
     flags.choice("quantize", "round the weights while loading", METHODS)
+    define_kv_dtype(flags)
     flags.text("mesh", "spread over several devices, like data=2,model=4", form="AXES")
     flags.text(
         "compile_cache",
         "where compiled programs are kept; without it ~/.cache/jaxinfer/xla",
         form="FOLDER",
+    )
+
+
+def define_kv_dtype(flags: Flags) -> None:
+    flags.choice(
+        "kv_dtype",
+        "of the cached keys and values, int8 and fp8 with a scale for each; without it that of the "
+        "weights, and float32 on CPU",
+        tuple(KV_DTYPES),
     )
 
 
@@ -42,5 +53,10 @@ def read(values: FlagValues, **options) -> Model:
     if values.compile_cache is not None:
         compile_cache.enable(values.compile_cache)
     return load(
-        values.model, dtype=values.dtype, mesh=values.mesh, quantize=values.quantize, **options
+        values.model,
+        dtype=values.dtype,
+        mesh=values.mesh,
+        quantize=values.quantize,
+        kv_dtype=values.kv_dtype,
+        **options,
     )

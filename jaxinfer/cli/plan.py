@@ -24,7 +24,7 @@ from jaxinfer.sharding import mesh_axes
 QUANTIZE = ("int8", "w8a8", "fp8", "int4")
 HERE = "here"
 DTYPES = ("bfloat16", "float32")
-CACHES = ("bfloat16", "int8", "float32")
+CACHES = ("bfloat16", "int8", "fp8", "float32")
 
 
 def define(flags: Flags) -> None:
@@ -37,7 +37,7 @@ def define(flags: Flags) -> None:
     )
     flags.choice("dtype", "of weights that are not quantized", DTYPES, "bfloat16")
     flags.choice("quantize", "weights of fewer bits than bfloat16", QUANTIZE)
-    flags.choice("kv_cache", "how keys and values are kept", CACHES, "bfloat16")
+    flags.choice("kv_dtype", "how keys and values are kept", CACHES, "bfloat16")
     flags.group("Machine")
     flags.text(
         "chip",
@@ -97,7 +97,7 @@ def _settings(values: FlagValues) -> plan.Settings:
         raise ValueError(
             f"needs --context >= 1 and --prompt from 1 to --context, got {values.context} and {prompt}"
         )
-    return plan.Settings(values.context, prompt, values.quantize or values.dtype, values.kv_cache)
+    return plan.Settings(values.context, prompt, values.quantize or values.dtype, values.kv_dtype)
 
 
 def _machine(values: FlagValues) -> plan.Machine:
@@ -195,10 +195,10 @@ def _document(name, config, machine, mesh, proposed, settings, rows) -> dict:
 
 def _compilable(settings: plan.Settings, machine: plan.Machine) -> str:
     topology.check()
-    if settings.weights not in ("bfloat16", *topology.ROUNDED) or settings.cache != "bfloat16":
+    if settings.weights not in ("bfloat16", *topology.ROUNDED) or settings.cache == "float32":
         raise ValueError(
             f"--compile needs weights in bfloat16 or --quantize={'|'.join(topology.ROUNDED)}, and "
-            f"--kv_cache=bfloat16, got {settings.weights} and {settings.cache}"
+            f"a --kv_dtype other than float32, got {settings.weights} and {settings.cache}"
         )
     return topology.shape_of(machine.chip.name, machine.count, machine.shape)
 
@@ -220,6 +220,7 @@ def _compile(config, machine, shape, mesh, rows, settings) -> dict:
         context=settings.context,
         chunk=min(plan.CHUNK, settings.prompt),
         quantize=None if settings.weights == "bfloat16" else settings.weights,
+        kv_dtype=settings.cache,
     )
     done = []
     with _spinner() as bar:

@@ -30,8 +30,8 @@ def define(flags: Flags) -> None:
     keys = "KEY=VALUE,..."
     flags.text(
         "reference",
-        "what is compared with, of the keys model, dtype, quantize and kernels (on or off); without it "
-        "the model as it loads",
+        "what is compared with, of the keys model, dtype, quantize, kv_dtype and kernels (on or off); "
+        "without it the model as it loads",
         form=keys,
     )
     flags.many("candidate", TEXT, "what is judged, of the same keys", form=keys)
@@ -144,6 +144,7 @@ COMMAND = Command(
         "jaxinfer quality --file held_out.txt --candidate=quantize=int8",
         "jaxinfer quality held_out.txt --candidate=quantize=int8 --candidate=model=out --speed --plot=sizes.png",
         "jaxinfer quality --file held_out.txt --reference=dtype=float32 --candidate=dtype=bfloat16,quantize=int8",
+        "jaxinfer quality --file held_out.txt --reference=kv_dtype=float32 --candidate=kv_dtype=int8",
         "jaxinfer quality --file held_out.txt --candidate=model=checkpoints/pico-2m-draft --plot=kl.png --json",
     ),
     define=define,

@@ -27,6 +27,7 @@ from jaxinfer.engine.feeds import bucket as bucket
 from jaxinfer.engine.memory import limits_for, pages_within, plan_groups
 from jaxinfer.engine.stats import Stats as Stats
 from jaxinfer.engine.stats import StepFailed as StepFailed
+from jaxinfer.generate import cache_dtype
 from jaxinfer.models import decoder
 from jaxinfer.pages import Allocator, PagePool
 from jaxinfer.request import Request, Token
@@ -55,7 +56,8 @@ class Engine:
     too (prefix_sharing). num_pages None: what fits `memory_fraction` of the device's memory, with
     the parameters that are already there; where that is None too, or the device does not say (CPU),
     enough for all slots at their longest. stream_window, sinks: endless streams, see
-    `cache.plan_rings`. seed: of the draws of requests without a seed. programs: those of an earlier
+    `cache.plan_rings`. kv_dtype: what the cache holds, of `cache.KV_DTYPES`; None: `cache_dtype`.
+    seed: of the draws of requests without a seed. programs: those of an earlier
     engine of the same model and sizes.
 
     failed: why the engine takes no more steps, or None.
@@ -75,6 +77,7 @@ class Engine:
         prefix_sharing: bool = True,
         stream_window: int | None = None,
         sinks: int = 0,
+        kv_dtype: kv.KVDtype | None = None,
         seed: int | None = None,
         programs: Programs | None = None,
     ):
@@ -97,11 +100,20 @@ class Engine:
         )
         limits = dataclasses.replace(limits, reuse=limits.reuse and page_size is None)
         limits = self.limits = limits_for(limits, config, rings)
+        kept = kv.kv_dtype_of(kv_dtype or cache_dtype(params))
         self._allocator = None
         if page_size is not None:
             if num_pages is None and memory_fraction is not None:
                 num_pages = pages_within(
-                    memory_fraction, params, config, rings, layer_groups, limits, page_size, mesh
+                    memory_fraction,
+                    params,
+                    config,
+                    rings,
+                    layer_groups,
+                    limits,
+                    page_size,
+                    kept,
+                    mesh,
                 )
             groups = plan_groups(rings, limits, page_size, num_pages)
             share = prefix_sharing and not limits.rope_follows
@@ -115,6 +127,7 @@ class Engine:
             limits,
             rings,
             layer_groups,
+            kept,
             page_size=page_size,
             num_pages=[pool.size for pool in self._pools],
         )

@@ -10,14 +10,13 @@ import numpy as np
 
 from jaxinfer import cache as kv
 from jaxinfer import sharding
-from jaxinfer.generate import cache_dtype
 from jaxinfer.models import attention, decoder
 from jaxinfer.scheduler import Limits
 from jaxinfer.step import Changes, Entry, Feed, Masks, Output, Programs, State, new_state
 
 
 class Device:
-    """num_pages: per group of layers; () where every slot owns its place."""
+    """kv_dtype: of pages. num_pages: per group of layers; () where every slot owns its place."""
 
     def __init__(
         self,
@@ -25,13 +24,14 @@ class Device:
         limits: Limits,
         rings: Sequence[kv.Ring],
         groups: Sequence[int],
+        kv_dtype: np.dtype,
         *,
         page_size: int | None,
         num_pages: Sequence[int],
     ):
         self.programs = programs
         self._limits, self._rings, self._groups = limits, rings, groups
-        self._page_size, self._num_pages = page_size, num_pages
+        self._page_size, self._num_pages, self._kv_dtype = page_size, num_pages, kv_dtype
         self._state: State | None = self._new_state()
 
     @property
@@ -84,7 +84,7 @@ class Device:
             self._rings,
             self._groups,
             self._limits.slots,
-            cache_dtype(params),
+            self._kv_dtype,
             num_kv_heads=attention.held_kv_heads(config, params.shards),
             page_size=self._page_size,
             num_pages=self._num_pages,

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from jaxinfer import sharding
-from jaxinfer.cache import Ring
+from jaxinfer.cache import Ring, vector_bytes
 from jaxinfer.config import ModelConfig
-from jaxinfer.generate import cache_dtype
 from jaxinfer.models import attention, decoder
 from jaxinfer.pages import Group
 from jaxinfer.scheduler import Limits
@@ -51,11 +50,12 @@ def device_memory(mesh) -> tuple[int, int] | None:
 def page_bytes(
     groups: Sequence[int], heads: int, head_dim: int, page_size: int, dtype
 ) -> list[int]:
-    """The bytes of a page of each group on one device: keys and values of its layers.
+    """The bytes of a page of each group on one device: keys and values of its layers, and their
+    scales.
 
     groups: the group of each layer. heads: those that one device holds.
     """
-    one = 2 * heads * page_size * head_dim * np.dtype(dtype).itemsize
+    one = 2 * heads * page_size * vector_bytes(head_dim, dtype)
     return [one * groups.count(group) for group in range(max(groups) + 1)]
 
 
@@ -113,6 +113,7 @@ def pages_within(
     layer_groups: Sequence[int],
     limits: Limits,
     page_size: int,
+    kv_dtype: np.dtype,
     mesh,
 ) -> int | None:
     """The most `num_pages` within a fraction of the device's memory, beside what is already there;
@@ -126,5 +127,5 @@ def pages_within(
     limit, used = memory
     heads = attention.held_kv_heads(config, params.shards)
     mine = -(-heads // sharding.model_shards(mesh))
-    each = page_bytes(layer_groups, mine, config.head_dim, page_size, cache_dtype(params))
+    each = page_bytes(layer_groups, mine, config.head_dim, page_size, kv_dtype)
     return pages_that_fit(rings, limits, page_size, each, int(limit * fraction) - used)

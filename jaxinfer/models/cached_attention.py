@@ -48,7 +48,8 @@ def attend(
     if tpu() and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
         return _on_shards(q, k, v, q_far, pages, places, rules)
     pages = _store(pages, ring, pages_of, k, v, batch)
-    return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **rules), pages
+    scales = dict(k_scale=pages.k_scale, v_scale=pages.v_scale)
+    return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **scales, **rules), pages
 
 
 def _on_shards(q, k, v, q_far, pages, places, rules):
@@ -72,14 +73,20 @@ def _on_shards(q, k, v, q_far, pages, places, rules):
             starts = jnp.arange(counts.shape[0], dtype=jnp.int32) * rules["max_count"]
         return table, starts, counts
 
-    def write(k_pages, v_pages, k, v, table, starts, counts, lengths):
-        mine = own(k_pages, table, starts, counts)
-        return ring_write(k_pages, v_pages, k, v, *mine, lengths, **one)
+    held, tree = jax.tree.flatten(pages)
+    new = jax.tree.leaves(kv.kept_as(pages, k, v))
+    size = len(held)
 
-    def read(q, q_far, k_pages, v_pages, table, starts, counts, lengths):
-        table, starts, counts = own(k_pages, table, starts, counts)
+    def write(*arrays):
+        kept, new, (*given, lengths) = arrays[:size], arrays[size : 2 * size], arrays[2 * size :]
+        return ring_write(kept, new, *own(kept[0], *given), lengths, **one)
+
+    def read(q, q_far, *arrays):
+        kept, (*given, lengths) = jax.tree.unflatten(tree, arrays[:size]), arrays[size:]
+        table, starts, counts = own(kept.k, *given)
+        scales = dict(k_scale=kept.k_scale, v_scale=kept.v_scale)
         out = ragged_attention(
-            q, k_pages, v_pages, table, starts, counts, lengths, q_far=q_far, **rules
+            q, kept.k, kept.v, table, starts, counts, lengths, q_far=q_far, **scales, **rules
         )
         if not taken:
             return out
@@ -90,15 +97,16 @@ def _on_shards(q, k, v, q_far, pages, places, rules):
     def letters(rows):
         return rows + ".", rows, rows, rows
 
+    places_of_pages = tuple(kept[: x.ndim] for x in held)
+    places_of_new = tuple((writers + "K.")[: x.ndim] for x in new)
     write = sharding.per_shard(
-        write, (kept, kept, writers + "K.", writers + "K.", *letters(writers)), (kept, kept)
+        write, (*places_of_pages, *places_of_new, *letters(writers)), places_of_pages
     )
     read = sharding.per_shard(
-        read, (rows + "N.", rows + "N.", kept, kept, *letters(rows)), rows + "N."
+        read, (rows + "N.", rows + "N.", *places_of_pages, *letters(rows)), rows + "N."
     )
-    k_pages, v_pages = write(pages.k, pages.v, k, v, table, starts, counts, lengths)
-    found = read(q, q_far, k_pages, v_pages, table, starts, counts, lengths)
-    return found, kv.Pages(k=k_pages, v=v_pages)
+    held = write(*held, *new, table, starts, counts, lengths)
+    return read(q, q_far, *held, table, starts, counts, lengths), jax.tree.unflatten(tree, held)
 
 
 def _store(pages, ring, pages_of, k, v, batch):

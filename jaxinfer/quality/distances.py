@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer import ragged
+from jaxinfer.generate import hidden_states
 from jaxinfer.models import decoder
 from jaxinfer.quality.settings import Side
 
@@ -57,16 +57,16 @@ def between(reference: jax.Array, candidate: jax.Array, following: jax.Array) ->
 
 
 class Reader:
-    """One side's logits over windows of a text."""
+    """One side's logits over windows of a text, read through its cache where that has a type of its
+    own (`Model.kv_dtype`).
+    """
 
     def __init__(self, side: Side):
         self._params, self._in_force = side.model.params, side.in_force
-        config = side.model.config
+        config, kv_dtype = side.model.config, side.model.kv_dtype
 
         def hidden(params, tokens):
-            full = jnp.full((1,), tokens.shape[1], jnp.int32)
-            batch = ragged.rectangle(tokens, full, jnp.zeros((1,), jnp.int32))
-            return decoder.forward(params, config, batch)[0]
+            return hidden_states(params, config, tokens, kv_dtype=kv_dtype)
 
         def logits(params, hidden, places):
             return decoder.unembed(params, config, hidden[places])

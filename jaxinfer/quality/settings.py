@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxinfer import quantize
+from jaxinfer.cache import kv_dtype_of, vector_bytes
 from jaxinfer.generate import cache_dtype
 from jaxinfer.model import Model
 from jaxinfer.model import load as load_model
@@ -22,17 +22,21 @@ from pallas_kernels.backend import kernels_allowed
 
 @dataclass(frozen=True)
 class Setting:
-    """model: a folder or hub id, None: the shipped one. dtype, quantize: as `jaxinfer.load` takes
-    them. kernels: "off" for plain XLA in the place of kernels and of the forms that suit a device.
+    """model: a folder or hub id, None: the shipped one. dtype, quantize, kv_dtype: as `jaxinfer.load`
+    takes them. kernels: "off" for plain XLA in the place of kernels and of the forms that suit a
+    device.
     """
 
     model: str | None = None
     dtype: str | None = None
     quantize: str | None = None
+    kv_dtype: str | None = None
     kernels: str | None = None
 
     def __post_init__(self):
         check_dtype(self.dtype)
+        if self.kv_dtype is not None:
+            kv_dtype_of(self.kv_dtype)
         if self.kernels not in (None, "on", "off"):
             raise ValueError(f"kernels needs on or off, got {self.kernels!r}")
         quantize.check_method(self.quantize)
@@ -92,8 +96,10 @@ class Side:
     def kv_bytes_per_token(self) -> int:
         """What one position costs in the caches of all layers."""
         config = self.model.config
-        size = jnp.dtype(cache_dtype(self.model.params)).itemsize
-        return 2 * len(config.layers) * config.num_kv_heads * config.head_dim * size
+        vector = vector_bytes(
+            config.head_dim, self.model.kv_dtype or cache_dtype(self.model.params)
+        )
+        return 2 * len(config.layers) * config.num_kv_heads * vector
 
 
 def load(setting: Setting, *, mesh: Mesh | str | None = None, progress: bool = True) -> Side:
@@ -122,7 +128,12 @@ def load_beside(
 def _model(setting: Setting, mesh, progress: bool) -> Model:
     method = cast("quantize.Method | None", setting.quantize)
     return load_model(
-        setting.model, dtype=setting.dtype, quantize=method, mesh=mesh, progress=progress
+        setting.model,
+        dtype=setting.dtype,
+        quantize=method,
+        kv_dtype=setting.kv_dtype,
+        mesh=mesh,
+        progress=progress,
     )
 
 

@@ -22,7 +22,8 @@ def decode_time(side: Side, repeats: int = 5) -> Timing:
     if model.mesh is not None and model.mesh.size > 1:
         raise ValueError("decoding is timed on one device; leave --mesh or --speed out")
     held = model.params.norm.scale.dtype.name
-    subject = Subject("", model.params, model.config, "checkpoint", held, side.setting.quantize)
+    about = "checkpoint", held, side.setting.quantize, model.kv_dtype
+    subject = Subject("", model.params, model.config, *about)
     case = decode.Case(1, min(CONTEXT, model.config.max_position), STEPS)
     with side.in_force():
         loop = decode.Loop(subject, case)

@@ -183,10 +183,10 @@ def remedies(config: ModelConfig, machine: Machine, batch: int, settings: Settin
                 break
             smallest = dataclasses.replace(changed, cache="int8")
             if settings.cache != "int8" and fits(machine, smallest):
-                found.append(f"--quantize={weights} --kv_cache=int8")
+                found.append(f"--quantize={weights} --kv_dtype=int8")
                 break
     if settings.cache != "int8" and fits(machine, dataclasses.replace(settings, cache="int8")):
-        found.append("--kv_cache=int8")
+        found.append("--kv_dtype=int8")
     link = machine.chip.interconnect
     count = machine.count
     while link is not None and count < MOST_CHIPS[link.kind]:

@@ -45,6 +45,7 @@ def build(
         model.config,
         limits,
         mesh=model.mesh,
+        kv_dtype=model.kv_dtype,
         eos_ids=() if model.tokenizer is None else model.tokenizer.eos_ids,
         **options,
     )

@@ -50,7 +50,13 @@ class Service:
         self.max_length = max_length
         self.created = int(time.time())
         self.texts = None if model.tokenizer is None else TokenTexts(model.tokenizer)
-        self._reader = Reader(model.params, model.config, model.mesh, pooling=settings.pooling)
+        self._reader = Reader(
+            model.params,
+            model.config,
+            model.mesh,
+            pooling=settings.pooling,
+            kv_dtype=model.kv_dtype,
+        )
         self._reading = asyncio.Semaphore(READERS)
         self._compiler: Compiler | None = None
         self._making = asyncio.Lock()

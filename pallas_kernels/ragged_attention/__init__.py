@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.backend import hopper, platform, tpu, whole_program
+from pallas_kernels.narrow import TOPS
 from pallas_kernels.ragged_attention import (
     mosaic_gpu,
     mosaic_gpu_prefill,
@@ -23,6 +24,7 @@ BACKENDS = {
     "mosaic_gpu_prefill": mosaic_gpu_prefill.ragged_attention,
     "mosaic_tpu": mosaic_tpu.ragged_attention,
 }
+SCALED = ("xla", "mosaic_tpu")  # backends that take narrow pages with scales
 specification = reference.ragged_attention
 
 
@@ -49,6 +51,8 @@ def ragged_attention(
     max_count: int,
     span: int,
     packed: bool,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     backend: str | None = None,
 ) -> jax.Array:
     """Each row's new queries see the keys of their own sequence that the ring holds, causally.
@@ -59,7 +63,8 @@ def ragged_attention(
     pages] int32 names each row's pages in order, None means row b owns page b (page_size >=
     capacity). Position p lies in slot `ring.slot_of(p, capacity, sinks)`. A query sees positions p
     <= its own with distance < window, and always p < sinks; those first ones meet q_far [T, N, H]
-    in place of q if given.
+    in place of q if given. k_scale, v_scale [P, K, page_size] float32: what the vectors of narrow
+    pages (int8, or fp8 as uint8: `pallas_kernels.narrow`) are to be multiplied by.
     Static: max_count >= counts; span: slots read per row, >= min(max(lengths), capacity); packed:
     False promises T = B * max_count with starts[b] = b * max_count. Returns [T, N, H]; padding is
     finite. A named `backend` never falls back: it raises NotImplementedError for what it cannot do.
@@ -68,6 +73,12 @@ def ragged_attention(
         raise ValueError(
             "ragged_attention needs q [T, N, H] and k_pages, v_pages [P, K, page_size, H] with N a multiple of K, got "
             f"{q.shape=}, {k_pages.shape=}, {v_pages.shape=}"
+        )
+    narrow = k_pages.dtype in TOPS
+    if any((x is not None) != narrow for x in (k_scale, v_scale)):
+        raise ValueError(
+            "ragged_attention needs k_scale and v_scale with pages of int8 or uint8 and no others, got "
+            f"{k_pages.dtype} and scales {[None if x is None else x.shape for x in (k_scale, v_scale)]}"
         )
     if not packed and q.shape[0] != lengths.shape[0] * max_count:
         raise ValueError(
@@ -79,7 +90,13 @@ def ragged_attention(
         backend = "xla" if reason else "mosaic_gpu"
     if backend is None and tpu() and whole_program():
         backend = "xla" if mosaic_tpu.why_not(q, k_pages, table) else "mosaic_tpu"
-    return BACKENDS[backend or "xla"](
+    backend = backend or "xla"
+    scales = dict(k_scale=k_scale, v_scale=v_scale) if backend in SCALED else {}
+    if narrow and not scales:
+        raise NotImplementedError(
+            f"backend {backend} needs pages without scales; use backend='xla'"
+        )
+    return BACKENDS[backend](
         q,
         k_pages,
         v_pages,
@@ -96,6 +113,7 @@ def ragged_attention(
         max_count=max_count,
         span=min(span, capacity),
         packed=packed,
+        **scales,
     )
 
 

@@ -4,6 +4,8 @@ read.
 
 import numpy as np
 
+from pallas_kernels.narrow import widened
+
 
 def ragged_attention(
     q,
@@ -20,6 +22,8 @@ def ragged_attention(
     softcap=None,
     sinks=0,
     q_far=None,
+    k_scale=None,
+    v_scale=None,
 ):
     """Shapes as the package's function; concrete arrays only.
 
@@ -27,6 +31,9 @@ def ragged_attention(
     """
     T, N, H = q.shape
     P, K, page_size, _ = k_pages.shape
+    if k_scale is not None and v_scale is not None:
+        pairs = (k_pages, k_scale), (v_pages, v_scale)
+        k_pages, v_pages = (widened(x, np.float32) * scale[..., None] for x, scale in pairs)
     q, k_pages, v_pages = (np.asarray(x, np.float32) for x in (q, k_pages, v_pages))
     far = q if q_far is None else np.asarray(q_far, np.float32)
     out = np.zeros((T, N, H), np.float32)

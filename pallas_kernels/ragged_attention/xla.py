@@ -6,6 +6,8 @@ b. On CPU the rows of a packed batch are walked in blocks of queries, so that wh
 costs nothing; elsewhere they fill a rectangle.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,6 +36,8 @@ def ragged_attention(
     max_count,
     span,
     packed,
+    k_scale=None,
+    v_scale=None,
 ):
     """Shapes as the package's function."""
     T, N, H = q.shape
@@ -44,13 +48,16 @@ def ragged_attention(
         """q, q_far [R, M, N, H] at the positions query [R, M] (-1: none) of R rows -> [R, M, N, H]."""
         R, M = query.shape
         k, v = (_rows(pages, table, span) for pages in (k_pages, v_pages))
+        scales = [None if x is None else _rows(x, table, span) for x in (k_scale, v_scale)]
         slots = jnp.arange(k.shape[2], dtype=jnp.int32)
         key, query = position_of(slots, lengths, capacity, sinks)[:, None, :], query[:, :, None]
         seen = (key >= 0) & (key <= query)
         if window is not None:
             seen &= (query - key < window) | (key < sinks)
-        q, q_far = (None if x is None else x.reshape(R, M, K, N // K, H) for x in (q, q_far))
-        found = attend(q, k, v, seen, scale=scale, softcap=softcap, q_far=q_far, far=slots < sinks)
+        rules: dict[str, Any] = dict(scale=scale, softcap=softcap, far=slots < sinks)
+        if q_far is not None:
+            rules["q_far"] = q_far.reshape(R, M, K, N // K, H)
+        found = attend(q.reshape(R, M, K, N // K, H), k, v, seen, *scales, **rules)
         return found.reshape(R, M, N, H)
 
     if packed and max_count > 1 and one_cpu():
@@ -78,7 +85,8 @@ def _walk(attention, q, q_far, table, starts, counts, lengths, size):
         table = jnp.arange(lengths.shape[0], dtype=jnp.int32)[:, None]
     index = jnp.arange(size, dtype=jnp.int32)
     tail = jnp.zeros((size, N, H), q.dtype)  # a block may reach past the end
-    q, q_far = (None if x is None else jnp.concatenate([x, tail]) for x in (q, q_far))
+    q = jnp.concatenate([q, tail])
+    q_far = None if q_far is None else jnp.concatenate([q_far, tail])
 
     def step(i, out):
         row = jnp.searchsorted(ends, i, side="right").astype(jnp.int32)
@@ -99,14 +107,15 @@ def _walk(attention, q, q_far, table, starts, counts, lengths, size):
 
 
 def _rows(pages, table, span):
-    """pages [P, K, page_size, H] -> each row's first `span` slots [B, K, span, H]."""
-    P, K, page_size, H = pages.shape
+    """pages [P, K, page_size, ...] -> each row's first `span` slots [B, K, span, ...]."""
+    _, K, page_size, *inner = pages.shape
     if table is None:
         return pages[:, :, :span]
     if page_size >= span and table.shape[0] == 1:
-        return jax.lax.dynamic_slice(pages, (table[0, 0], 0, 0, 0), (1, K, span, H))
+        begin = (table[0, 0], *[0] * (pages.ndim - 1))
+        return jax.lax.dynamic_slice(pages, begin, (1, K, span, *inner))
     if page_size >= span:
         return pages[:, :, :span][table[:, 0]]
     count = -(-span // page_size)
-    rows = jnp.transpose(pages[table[:, :count]], (0, 2, 1, 3, 4))
-    return rows.reshape(rows.shape[0], K, count * page_size, H)
+    rows = jnp.swapaxes(pages[table[:, :count]], 1, 2)
+    return rows.reshape(rows.shape[0], K, count * page_size, *inner)

@@ -26,6 +26,7 @@ def row(batch, quantize=None, **more):
         "weights": "random",
         "dtype": "bfloat16",
         "quantize": quantize,
+        "kv_dtype": "bfloat16",
         "batch": batch,
         "context": 1024,
         "step_ms": step,
@@ -108,13 +109,13 @@ def test_a_table_has_a_line_a_row_and_says_what_failed():
     rows = [
         row(1, wall_ms=5.0, host_overhead=1.25),
         row(64, "int8"),
-        {"quantize": None, "dtype": "bfloat16", "batch": 512, "context": 1024}
+        {"quantize": None, "dtype": "bfloat16", "kv_dtype": None, "batch": 512, "context": 1024}
         | {"error": "out of memory: tried to allocate"},
     ]
     lines = render(tables.results("decode", rows)).splitlines()
     assert sum("1,024" in line for line in lines) == 3
     assert any("x1.25" in line and "bfloat16" in line for line in lines)
-    assert any(line.split()[:3] == ["int8", "64", "1,024"] for line in lines)
+    assert any(line.split()[:4] == ["int8", "bfloat16", "64", "1,024"] for line in lines)
     assert any("512" in line and "out of memory" in line for line in lines)
 
 

@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxinfer.bench import slots
 from jaxinfer.bench.subject import Subject, find_config, prepare, random_params
 from jaxinfer.models import decoder, presets
 from jaxinfer.quantize import METHODS, QTensor, Recipe, dequantize
+from jaxinfer.roofline.memory import cache_bytes
+from pallas_kernels.narrow import widened
 from tests import tiny
 
 
@@ -63,7 +66,23 @@ def test_the_shipped_model_random_or_not():
         "weights": "random",
         "dtype": "float32",
         "quantize": "int8",
+        "kv_dtype": "float32",
     }
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_narrow_caches_hold_what_is_in_reach_of_their_type(seed, name):
+    config = tiny.config(layers=tiny.config().layers[:1])
+    params = tiny.params(config, seed)
+    subject = Subject("tiny", params, config, "random", "float32", None, name)
+    assert subject.describe()["kv_dtype"] == subject.cache_format.name == name
+    pages = slots.filled(subject, 2, 64).cache.layers[0]
+    held = sum(x.nbytes for x in jax.tree.leaves(pages))
+    assert held == 2 * 64 * cache_bytes(config, 1, subject.cache_format)
+    for values, scale in ((pages.k, pages.k_scale), (pages.v, pages.v_scale)):
+        drawn = widened(values, np.float32) * scale[..., None]
+        assert float(np.std(drawn)) == pytest.approx(1.0, rel=0.1)
+        assert np.isfinite(drawn).all()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jaxinfer.bench import ceilings, decode, environment, history, startup
 from jaxinfer.cli.bench.lists import methods, sizes
 
 HEAD = {"kind", "date", "commit", "command", "hardware", "versions", "ceilings", "rows"}
-ABOUT = {"model", "weights", "dtype", "quantize"}
+ABOUT = {"model", "weights", "dtype", "quantize", "kv_dtype"}
 RATES = {
     "spread",
     "repeats",

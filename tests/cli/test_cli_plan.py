@@ -34,7 +34,7 @@ def test_rows_are_the_rooflines(run):
 
 
 def test_the_scaling_books_example(run):
-    argv = ["--topology=v5e:2x4", "--quantize=int8", "--kv_cache=int8", "--batch=32"]
+    argv = ["--topology=v5e:2x4", "--quantize=int8", "--kv_dtype=int8", "--batch=32"]
     found = run("plan", "llama-3.1-70b", *argv, "--context=8192", "--json").json
     (row,) = found["rows"]
     assert row["latency_s"] == pytest.approx(17e-3, rel=0.04)
@@ -85,7 +85,7 @@ def test_a_mesh_of_ones_own(run):
 
 
 def test_this_machine_measured(run):
-    argv = ["--chip=here", "--dtype=float32", "--kv_cache=float32", "--batch=1", "--context=64"]
+    argv = ["--chip=here", "--dtype=float32", "--kv_dtype=float32", "--batch=1", "--context=64"]
     found = run("plan", *argv, "--json").json
     assert found["source"] == "measured here"
     assert found["bandwidth"] > 1e9
@@ -116,7 +116,7 @@ def test_this_machine_measured(run):
         (["qwen3-8b", "--chip=h100", "--compile"], "needs a TPU"),
         (["qwen3-8b", "--topology=v5e:6", "--compile"], "the shape of 6 v5e chips"),
         (["qwen3-8b", "--chip=v5e", "--quantize=fp8", "--compile"], "--compile needs weights"),
-        (["qwen3-8b", "--chip=v5e", "--kv_cache=int8", "--compile"], "--kv_cache=bfloat16"),
+        (["qwen3-8b", "--chip=v5e", "--kv_dtype=float32", "--compile"], "--kv_dtype other than"),
     ],
 )
 def test_errors(run, argv, words):

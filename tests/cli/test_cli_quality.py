@@ -49,6 +49,26 @@ def test_rounded_weights_are_smaller_and_differ(run, folder, text, tmp_path):
     assert (tmp_path / "kl.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_narrow_cache_is_half_the_size_and_differs(run, folder, text):
+    found = run(
+        "quality",
+        text,
+        f"--model={folder}",
+        "--reference=kv_dtype=bfloat16",
+        "--candidate=kv_dtype=fp8",
+        *FEW,
+        "--json",
+    ).json
+    sides = [found[side]["kv_bytes_per_token"] for side in ("reference", "candidate")]
+    assert sides == [2 * 2 * 2 * 2 * 16, 2 * 2 * 2 * (16 + 4)]
+    assert 0 < found["kl"]["mean"] < 0.1
+    perplexity = run(
+        "perplexity", text, f"--model={folder}", "--kv_dtype=fp8", "--window=32", "--json"
+    ).json["perplexity"]
+    assert found["candidate"]["perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    assert found["reference"]["perplexity"] != pytest.approx(perplexity, rel=1e-6)
+
+
 def test_a_table_with_a_verdict(run, folder, text):
     ran = run("quality", text, f"--model={folder}", "--candidate=quantize=int8", *FEW)
     assert ran.code == 0, ran.err
@@ -102,6 +122,7 @@ def test_a_model_of_another_vocabulary_is_refused(run, folder, text, tmp_path):
         (("--file=nowhere.txt",), "needs --candidate"),
         (("--file=nowhere.txt", "--candidate=quantize=int8"), "nowhere.txt"),
         (("--file=x", "--candidate=quantize=int8", "--plot=nowhere/kl.png"), "got 'nowhere'"),
+        (("--file={text}", "--candidate=kv_dtype=int4"), "one of float32, bfloat16, int8, fp8"),
         (("--file={text}", "--candidate=speed=2"), "with commas between, got 'speed=2'"),
         (("--file={text}", "--candidate=quantize=int8", "--window=9999"), "at most 256 positions"),
     ],

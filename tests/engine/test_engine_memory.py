@@ -22,11 +22,14 @@ def model():
     return tiny.params(config, np.random.SeedSequence().entropy % 2**31), config
 
 
-@pytest.mark.parametrize("fraction", [0.5, 0.9, 1.0])
-def test_a_cache_takes_its_share_and_no_more(model, monkeypatch, rng, fraction):
+@pytest.mark.parametrize(
+    ("fraction", "kv_dtype"), [(0.5, None), (0.9, None), (1.0, None), (0.9, "int8"), (0.5, "fp8")]
+)
+def test_a_cache_takes_its_share_and_no_more(model, monkeypatch, rng, fraction, kv_dtype):
     limit, used = 4_000_000, int(rng.integers(100_000, 1_000_000))
     monkeypatch.setattr(memory, "device_memory", lambda mesh: (limit, used))
-    engine = Engine(*model, LIMITS, page_size=PAGE, memory_fraction=fraction)
+    options = dict(memory_fraction=fraction, kv_dtype=kv_dtype)
+    engine = Engine(*model, LIMITS, page_size=PAGE, **options)
     full = next(i for i, g in enumerate(engine._allocator.groups) if g.window is None)
     one = cache_bytes(engine) // engine._allocator.pools[full].size  # at most a page's
     assert cache_bytes(engine) <= limit * fraction - used

@@ -3,10 +3,11 @@ memory.
 """
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
-from pallas_kernels.ragged_attention import ragged_attention, specification
+from pallas_kernels.ragged_attention import mosaic_gpu, ragged_attention, specification
 from pallas_kernels.ring import position_of
 
 N, K, H = 6, 2, 8
@@ -27,6 +28,18 @@ def pages_for(rng, lengths, capacity, sinks, page_size, table):
     return k, v
 
 
+def narrowed(pages, dtype):
+    """pages in steps of each vector's largest element, and the scales; NaN stays in both where a type
+    has it.
+    """
+    scale = np.abs(pages).max(axis=-1) / np.float32(127 if dtype == "int8" else 448)
+    steps = pages / scale[..., None]
+    if dtype == "int8":
+        return np.where(np.isnan(steps), 99, np.rint(steps)).astype(np.int8), scale
+    return steps.astype(ml_dtypes.float8_e4m3fn).view(np.uint8), scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize(
     ("capacity", "window", "sinks", "lengths", "counts"),
@@ -37,7 +50,7 @@ def pages_for(rng, lengths, capacity, sinks, page_size, table):
         (160, None, 0, [150, 9, 140], [149, 2, 130]),  # more queries than a block of the walk
     ],
 )
-def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, counts):
+def test_equals_the_specification(rng, dtype, paged, capacity, window, sinks, lengths, counts):
     page_size, table = capacity, None
     if paged:
         page_size = 4
@@ -47,6 +60,10 @@ def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, 
             .astype(np.int32)
         )
     k, v = pages_for(rng, np.asarray(lengths, np.int32), capacity, sinks, page_size, table)
+    scales = {}
+    if dtype != "float32":
+        (k, k_scale), (v, v_scale) = narrowed(k, dtype), narrowed(v, dtype)
+        scales = dict(k_scale=k_scale, v_scale=v_scale)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
     q, q_far = (
         rng.normal(size=(sum(counts) + 3, N, H)).astype(np.float32) for _ in "qf"
@@ -60,9 +77,10 @@ def test_equals_the_specification(rng, paged, capacity, window, sinks, lengths, 
         softcap=4.0,
         q_far=q_far if sinks else None,
     )
-    expected = specification(q, k, v, *places, **rules)
+    expected = specification(q, k, v, *places, **rules, **scales)
     shape = dict(max_count=max(counts), span=capacity, packed=True)
     places = tuple(None if x is None else jnp.asarray(x) for x in places)
+    rules |= {name: jnp.asarray(x) for name, x in scales.items()}
     found = np.asarray(
         ragged_attention(*(jnp.asarray(x) for x in (q, k, v)), *places, **rules, **shape)
     )
@@ -95,3 +113,24 @@ def test_shapes_are_checked():
         ragged_attention(
             jnp.zeros((3, 2, 8)), pages, pages, None, one, one, one, **shape, packed=False
         )
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8])
+def test_only_some_backends_take_scales(dtype):
+    q, pages = jnp.zeros((1, 2, 64), jnp.bfloat16), jnp.zeros((1, 2, 64, 64), dtype)
+    scales = dict.fromkeys(("k_scale", "v_scale"), jnp.ones(pages.shape[:3]))
+    one = jnp.ones((1,), jnp.int32)
+    rules = dict(capacity=64, window=None, sinks=0, q_far=None)
+    for count in (1, 8):
+        assert "bfloat16" in str(mosaic_gpu.why_not(q, pages, None, max_count=count, **rules))
+    given = dict(capacity=64, scale=1.0, max_count=1, span=64, packed=False)
+    for backend in ("mosaic_gpu", "mosaic_gpu_prefill"):
+        with pytest.raises(NotImplementedError, match="pages without scales"):
+            ragged_attention(
+                q, pages, pages, None, one, one, one, **given, **scales, backend=backend
+            )
+    with pytest.raises(ValueError, match="needs k_scale and v_scale with pages of int8 or uint8"):
+        ragged_attention(q, pages, pages, None, one, one, one, **given)
+    wide = pages.astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match="and no others"):
+        ragged_attention(q, wide, wide, None, one, one, one, **given, **scales)

@@ -9,6 +9,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.ragged_attention import mosaic_tpu, ragged_attention, specification
 from pallas_kernels.ring import position_of
+from tests.pallas_kernels.test_ragged_attention import narrowed
 
 BLOCKS = mosaic_tpu.Blocks(queries=8, slots=128)
 SIMULATOR = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
@@ -40,6 +41,7 @@ def run(
     sinks=0,
     softcap=None,
     dtype=jnp.float32,
+    narrow=None,
     packed=True,
 ):
     """(found, expected) of random inputs, padding cut off."""
@@ -49,7 +51,7 @@ def run(
     if page_size is not None:
         pages = len(lengths) * (-(-capacity // page_size))
         table = rng.permutation(pages).reshape(len(lengths), -1).astype(np.int32)
-    tile = 16 if H >= 128 else 128
+    tile = 16 if H >= 128 and narrow is None else 128
     size = page_size or -(-capacity // tile) * tile
     k, v = poisoned_pages(rng, lengths, capacity, sinks, K, size, H, table)
     most = int(counts.max())
@@ -58,11 +60,18 @@ def run(
     else:
         starts, T = np.arange(len(counts)) * most, len(counts) * most
     q, far = (rng.normal(size=(T, N, H)).astype(np.float32) for _ in "qf")
-    q, far, k, v = (jnp.asarray(x, dtype) for x in (q, far, k, v))
+    scales = {}
+    if narrow is not None:
+        (k, k_scale), (v, v_scale) = narrowed(k, narrow), narrowed(v, narrow)
+        scales = dict(k_scale=k_scale, v_scale=v_scale)
+    q, far, k, v = (
+        jnp.asarray(x, narrow or dtype if x.ndim == 4 else dtype) for x in (q, far, k, v)
+    )
     places = (table, starts.astype(np.int32), counts, lengths)
     rules = dict(capacity=capacity, scale=H**-0.5, window=window, sinks=sinks, softcap=softcap)
     rules["q_far"] = far if sinks else None
-    expected = specification(q, k, v, *places, **rules)
+    expected = specification(q, k, v, *places, **rules, **scales)
+    rules |= {name: jnp.asarray(x) for name, x in scales.items()}
     places = tuple(None if x is None else jnp.asarray(x) for x in places)
     shape = dict(max_count=most, span=capacity, packed=packed)
     blocks = mosaic_tpu.Blocks(1 if most == 1 else BLOCKS.queries, BLOCKS.slots)
@@ -99,6 +108,25 @@ CASES = {
         lengths=[130, 30], counts=[1, 30], capacity=256, heads=(3, 1, 96), dtype=jnp.bfloat16
     ),
     "H=256": dict(lengths=[140, 2], counts=[9, 1], capacity=144, heads=(4, 1, 256)),
+    "int8 decode": dict(lengths=[5, 300, 128], counts=[1, 1, 1], capacity=384, narrow="int8"),
+    "int8, pages": dict(
+        lengths=[150, 7, 260], counts=[20, 1, 1], capacity=384, page_size=128, narrow="int8"
+    ),
+    "int8, wrapped window": dict(
+        lengths=[1000, 300, 40], counts=[1, 12, 9], capacity=280, window=260, narrow="int8"
+    ),
+    "fp8, H=64, sinks": dict(
+        lengths=[700, 9],
+        counts=[9, 1],
+        capacity=256,
+        heads=(4, 2, 64),
+        window=200,
+        sinks=4,
+        narrow="uint8",
+    ),
+    "fp8, bfloat16 queries": dict(
+        lengths=[200, 17], counts=[9, 1], capacity=256, dtype=jnp.bfloat16, narrow="uint8"
+    ),
 }
 
 
@@ -120,10 +148,13 @@ def test_what_the_kernel_cannot_take_is_said():
         (dict(q=q.astype(jnp.bfloat16)), "one dtype"),
         (dict(pages=pages[:, :, :12]), "multiple of 8 slots"),
         (dict(q=q[:, :, :64], pages=pages[..., :64]), "multiple of 128 slots"),
+        (dict(pages=pages.astype(jnp.int8)), "multiple of 128 slots for int8"),
         (dict(q=q[:, :, :30], pages=pages[..., :30]), "heads of a multiple of 8"),
         (dict(table=jnp.zeros((1, 200_000), jnp.int32)), "take larger pages"),
     ):
         given = dict(q=q, pages=pages, table=None) | changes
         arrays = given["q"], given["pages"], given["pages"], given["table"]
+        scale = jnp.ones(given["pages"].shape[:3]) if given["pages"].dtype == jnp.int8 else None
+        scales = dict(k_scale=scale, v_scale=scale)
         with pytest.raises(NotImplementedError, match=message):
-            ragged_attention(*arrays, one, one, one, **rules, backend="mosaic_tpu")
+            ragged_attention(*arrays, one, one, one, **rules, **scales, backend="mosaic_tpu")

@@ -10,7 +10,6 @@ import re
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,11 +20,15 @@ from pallas_kernels.ring_write import ring_write
 LLAMA_8B, LLAMA_70B = dict(N=32, K=8, H=128), dict(N=64, K=8, H=128)
 DECODE = dict(B=64, T=64, max_count=1, slots=8192)
 MIXED = dict(B=32, T=2048, max_count=2048, slots=8192, page_size=64)
+NARROW_MIXED = dict(B=32, T=1024, max_count=1024, slots=8192, page_size=128, narrow="int8")
 CASES = {
     "8B decode": LLAMA_8B | DECODE,
     "8B mixed": LLAMA_8B | MIXED,
     "70B decode": LLAMA_70B | DECODE,
     "70B mixed": LLAMA_70B | MIXED,
+    "8B decode, int8": LLAMA_8B | DECODE | dict(narrow="int8"),
+    "8B mixed, int8": LLAMA_8B | NARROW_MIXED,
+    "8B decode, fp8": LLAMA_8B | DECODE | dict(narrow="uint8"),
 }
 ODD = {  # compiled for one chip only
     "heads of 64": DECODE | dict(N=14, K=2, H=64),
@@ -34,6 +37,9 @@ ODD = {  # compiled for one chip only
     "heads of 256": MIXED | dict(N=8, K=4, H=256, window=1024, softcap=50.0),
     "one head, float32": MIXED | dict(N=7, K=1, H=128, dtype="float32"),
     "stream": DECODE | dict(N=32, K=8, H=64, window=8000, sinks=4),
+    "heads of 64, int8": DECODE | dict(N=14, K=2, H=64, narrow="int8"),
+    "one head, int8": NARROW_MIXED | dict(N=8, K=1, H=128),
+    "heads of 64, mixed, fp8": MIXED | dict(N=32, K=8, H=64, page_size=256, narrow="uint8"),
 }
 
 
@@ -61,37 +67,39 @@ def kernels_in(text: str) -> dict[str, int]:
 
 def report(place, *, B, T, N, K, H, max_count, slots, page_size=None, **rules) -> dict:
     dtype = rules.pop("dtype", "bfloat16")
+    kept = rules.pop("narrow", dtype)
     sinks = rules.get("sinks", 0)
 
     def array(*shape, dtype="int32"):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    pages = array(
-        *((B, K, slots) if page_size is None else (B * slots // page_size, K, page_size)),
-        H,
-        dtype=dtype,
-    )
+    slots_of = (B, K, slots) if page_size is None else (B * slots // page_size, K, page_size)
+    pages = [array(*slots_of, H, dtype=kept)] * 2
+    scaled = kept != dtype
+    pages += [array(*slots_of, dtype="float32")] * 2 * scaled
     table = None if page_size is None else array(B, slots // page_size)
-    q, new = array(T, N, H, dtype=dtype), array(T, K, H, dtype=dtype)
+    q = array(T, N, H, dtype=dtype)
+    new = [array(T, K, H, dtype=kept)] * 2 + [array(T, K, dtype="float32")] * 2 * scaled
     row = array(B)
 
-    def operations(k_pages, v_pages, q, q_far, k, v, *places):
+    def operations(pages, q, q_far, new, *places):
         shape = dict(capacity=slots, max_count=max_count)
-        k_pages, v_pages = ring_write(k_pages, v_pages, k, v, *places, sinks=sinks, **shape)
+        pages = ring_write(pages, new, *places, sinks=sinks, **shape)
         shape |= dict(span=slots, packed=page_size is not None, scale=H**-0.5)
-        out = ragged_attention(q, k_pages, v_pages, *places, q_far=q_far, **shape, **rules)
-        return out, k_pages, v_pages
+        k_pages, v_pages, *scales = pages
+        scales = dict(zip(("k_scale", "v_scale"), scales, strict=False))
+        given = dict(q_far=q_far, **shape, **rules, **scales)
+        return ragged_attention(q, k_pages, v_pages, *places, **given), pages
 
-    inputs = (pages, pages, q, q if sinks else None, new, new, table, row, row, row)
-    compiled = jax.jit(operations, donate_argnums=(0, 1)).lower(*inputs).compile()
+    inputs = (pages, q, q if sinks else None, new, table, row, row, row)
+    compiled = jax.jit(operations, donate_argnums=0).lower(*inputs).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    held = math.prod(pages.shape) * jnp.dtype(dtype).itemsize
     return {
-        "pages": 2 * held,
+        "pages": sum(math.prod(x.shape) * x.dtype.itemsize for x in pages),
         "aliased": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "kernels": kernels_in(text),
-        "copies": copies_of(pages.shape, text),
+        "copies": [copy for x in pages[::2] for copy in copies_of(x.shape, text)],
     }
 
 

@@ -84,7 +84,7 @@ def test_what_would_make_it_fit():
     assert pod[0] == "--quantize=int4"
     assert pod[-1].startswith("16 x v5e")
     crowd = plan.remedies(SMALL, Machine(roofline.CHIPS["l4"]), 400, settings)
-    assert "--kv_cache=int8" in crowd[0]
+    assert "--kv_dtype=int8" in crowd[0]
 
 
 def test_rounded_advice_is_true():
@@ -97,7 +97,7 @@ def test_rounded_advice_is_true():
             name, _, value = word.partition("=")
             if name == "--quantize":
                 changed = dataclasses.replace(changed, weights=value)
-            if name == "--kv_cache":
+            if name == "--kv_dtype":
                 changed = dataclasses.replace(changed, cache=value)
         if advice[0].isdigit():
             more = Machine(machine.chip, int(advice.split()[0]))

@@ -5,6 +5,7 @@ what a server gives its users.
 from absl.flags import FlagValues
 
 from jaxinfer.bench import decode, environment, prefill, startup, subject, throughput
+from jaxinfer.cli import model
 from jaxinfer.cli.bench import serve
 from jaxinfer.cli.bench.lists import PLAIN, methods, sizes
 from jaxinfer.cli.bench.sweep import argv, check, progress, show, sweep
@@ -38,6 +39,7 @@ def _define(flags: Flags, kind: str) -> None:
         f"how to round the weights; several are measured in turn: {', '.join((PLAIN, *METHODS))}",
         form="METHOD,METHOD",
     )
+    model.define_kv_dtype(flags)
     if kind != "startup":
         flags.text(
             "compile_cache",
@@ -178,7 +180,12 @@ def _run_startup(values: FlagValues) -> None:
     with progress() as say:
         for method in methods(values.quantize):
             case = startup.Case(
-                values.model, values.weights, values.dtype, method, values.prompt_tokens
+                values.model,
+                values.weights,
+                values.dtype,
+                method,
+                values.prompt_tokens,
+                values.kv_dtype,
             )
             found, machine = startup.run(case, repeats=values.repeats, progress=say)
             rows += found
@@ -203,6 +210,7 @@ DECODE = Command(
         "jaxinfer bench decode --model=llama-3.1-8b --weights=random --batch=1,16,64 --context=256,1024",
         "jaxinfer bench decode --batch=1,2,4,...,256 --plot=frontier.png --output=results",
         "jaxinfer bench decode --model=llama-3.2-1b --weights=random --quantize=none,int8 --profile",
+        "jaxinfer bench decode --model=llama-3.1-8b --weights=random --batch=64 --kv_dtype=int8",
     ),
     define=_define_decode,
     run=_run_decode,

@@ -54,7 +54,8 @@ def sweep(values: FlagValues, kind: str, cases: Sequence[tuple], one: Callable) 
             name = method or values.dtype or "weights as stored"
             say(f"{name}: preparing the model")
             held, failed = _attempt(lambda m=method: _held(values, m))
-            about = {"quantize": method, "dtype": values.dtype} if held is None else held.describe()
+            asked = {"quantize": method, "dtype": values.dtype, "kv_dtype": values.kv_dtype}
+            about = asked if held is None else held.describe()
             for case, shape in cases:
                 words = ", ".join(f"{key} {value:,}" for key, value in shape.items())
                 say(f"{name}: {words}")
@@ -67,7 +68,13 @@ def sweep(values: FlagValues, kind: str, cases: Sequence[tuple], one: Callable) 
 
 
 def _held(values: FlagValues, method: str | None) -> subject.Subject:
-    return subject.prepare(values.model, source=values.weights, dtype=values.dtype, quantize=method)
+    return subject.prepare(
+        values.model,
+        source=values.weights,
+        dtype=values.dtype,
+        quantize=method,
+        kv_dtype=values.kv_dtype,
+    )
 
 
 def _attempt(measure: Callable[[], Any]) -> tuple[Any, str]:

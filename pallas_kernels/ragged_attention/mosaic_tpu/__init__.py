@@ -13,6 +13,9 @@ need no strided load; a ring with sinks is walked in place; a page may be as lon
 Heads of fewer than 128 elements would leave lanes of every tile empty. XLA lays such pages out with
 the slots along the lanes, [P, K, H, page_size] in memory, and so does this kernel read them: the
 exchange of axes costs nothing.
+
+Pages of int8 or fp8 come with a scale for each vector, [P, K, page_size]. They are widened where a
+product takes them, on the way from vector memory; scores and weights are multiplied by the scales.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.narrow import TOPS
 from pallas_kernels.ragged_attention.mosaic_tpu.launch import launch
 from pallas_kernels.ragged_attention.mosaic_tpu.softmax import LANES, Facts
 from pallas_kernels.ragged_attention.mosaic_tpu.walk import Walk
@@ -39,12 +43,12 @@ def page_slots(capacity: int) -> int:
 def why_not_pages(k_pages, table) -> str | None:
     """Why the TPU kernels cannot take these pages, or None."""
     page_size, H = k_pages.shape[2:]
-    if k_pages.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"needs pages in bfloat16 or float32, got {k_pages.dtype}"
+    if k_pages.dtype not in (jnp.bfloat16, jnp.float32, *TOPS):
+        return f"needs pages in bfloat16, float32, int8 or uint8, got {k_pages.dtype}"
     rows = 32 // k_pages.dtype.itemsize  # of a tile
     if H % rows or (H > LANES and H % LANES):
         return f"needs heads of a multiple of {rows} up to {LANES}, or of {LANES}, got {H}"
-    rows = rows if H >= LANES else LANES
+    rows = rows if H >= LANES and k_pages.dtype not in TOPS else LANES  # scales lie along lanes
     if page_size % rows:
         return (
             f"needs pages of a multiple of {rows} slots for {k_pages.dtype}[{H}], got {page_size}"
@@ -56,7 +60,7 @@ def why_not_pages(k_pages, table) -> str | None:
 
 def why_not(q, k_pages, table) -> str | None:
     """Why the kernel cannot take these arguments, or None."""
-    if q.dtype != k_pages.dtype:
+    if q.dtype != k_pages.dtype and (k_pages.dtype not in TOPS or q.dtype.itemsize < 2):
         return f"needs q and pages of one dtype, got {q.dtype} and {k_pages.dtype}"
     return why_not_pages(k_pages, table)
 
@@ -80,7 +84,8 @@ class Blocks:
             fit = max(8, 4096 // N)
             queries = min(128, 1 << (fit.bit_length() - 1), pl.next_power_of_2(max(8, max_count)))
         slots = ONE_BUFFER // (K * -(-H // LANES) * LANES * k_pages.dtype.itemsize)
-        return cls(queries, min(max(LANES, min(1024, slots)), -(-page_size // LANES) * LANES))
+        slots = max(1, min(1024, slots) // LANES) * LANES
+        return cls(queries, min(slots, -(-page_size // LANES) * LANES))
 
 
 def ragged_attention(
@@ -101,6 +106,8 @@ def ragged_attention(
     max_count,
     span,
     packed,
+    k_scale=None,
+    v_scale=None,
     blocks: Blocks | None = None,
     interpret: Any = False,
 ):
@@ -122,11 +129,13 @@ def ragged_attention(
         queries=blocks.queries,
         single=packed or max_count == 1,
         turned=H < LANES,
+        narrow=k_pages.dtype in TOPS,
         scale=scale,
         softcap=softcap,
         far=bool(sinks) and q_far is not None,
         precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None,
     )
     far = q_far if facts.far else None
+    pages = (k_pages, v_pages, *((k_scale, v_scale) if facts.narrow else ()))
     places = (table, starts, counts, lengths)
-    return launch(q, far, k_pages, v_pages, *places, facts=facts, interpret=interpret)
+    return launch(q, far, pages, *places, facts=facts, interpret=interpret)

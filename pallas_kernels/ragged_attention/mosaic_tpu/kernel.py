@@ -14,7 +14,8 @@ from pallas_kernels.ragged_attention.mosaic_tpu.softmax import Facts, Softmax
 def kernel(*refs, facts: Facts, names, tabled):
     arguments = ["starts", "counts", "lengths", *(["table"] if tabled else []), "q_hbm"]
     arguments += ["far_hbm"] if facts.far else []
-    names = (*arguments, "k_hbm", "v_hbm", "out_hbm", *names)
+    arguments += ["k_hbm", "v_hbm", *(["k_scale_hbm", "v_scale_hbm"] if facts.narrow else [])]
+    names = (*arguments, "out_hbm", *names)
     r = types.SimpleNamespace(**dict(zip(names, refs, strict=True)))
     B = r.counts.shape[0]
     r.pending[0] = r.pending[1] = 0
@@ -115,8 +116,12 @@ class Tile:
                 page = r.table[self.row * facts.pages + slot // facts.page_size]
                 offset = lax.rem(slot, facts.page_size)
             places = pl.ds(pl.multiple_of(offset, walk.unit), walk.unit)
-            across = (slice(None),) * (2 if facts.turned else 1)
-            for source, target in ((r.k_hbm, r.k), (r.v_hbm, r.v)):
+            heads = (slice(None),)
+            across = heads * (2 if facts.turned else 1)
+            pairs = [(r.k_hbm, r.k, across), (r.v_hbm, r.v, across)]
+            if facts.narrow:
+                pairs += [(r.k_scale_hbm, r.k_scale, heads), (r.v_scale_hbm, r.v_scale, heads)]
+            for source, target, across in pairs:
                 source = source.at[(page, *across, places)]
                 target = target.at[(buffer, *across, pl.ds(at, walk.unit))]
                 getattr(pltpu.make_async_copy(source, target, r.kv_ready.at[buffer]), action)()

@@ -14,16 +14,16 @@ from pallas_kernels.ragged_attention.mosaic_tpu.softmax import LANES, Facts
 
 
 @functools.partial(jax.jit, static_argnames=("facts", "interpret"))
-def launch(
-    q, q_far, k_pages, v_pages, table, starts, counts, lengths, *, facts: Facts, interpret: Any
-):
-    """Shapes as the package's function; q_far only if facts.far."""
+def launch(q, q_far, pages, table, starts, counts, lengths, *, facts: Facts, interpret: Any):
+    """Shapes as the package's function; pages: keys and values, and their scales if facts.narrow;
+    q_far only if facts.far.
+    """
     scalars = [starts, counts, lengths] + ([] if table is None else [table.reshape(-1)])
     if facts.turned:
-        k_pages, v_pages = jnp.swapaxes(k_pages, 2, 3), jnp.swapaxes(v_pages, 2, 3)
-    inputs = [q, *([q_far] if facts.far else []), *in_hbm(k_pages, v_pages, interpret)]
+        pages = [jnp.swapaxes(x, 2, 3) if x.ndim == 4 else x for x in pages]
+    inputs = [q, *([q_far] if facts.far else []), *in_hbm(pages, interpret)]
     anywhere = pl.BlockSpec(memory_space=pltpu.HBM)
-    scratch = _scratch(q, k_pages, facts)
+    scratch = _scratch(q, pages[0], facts)
     spare = (16 if facts.queries > 1 else 4) * 1024 * 1024  # scores and weights of a block
     call = pl.pallas_call(
         functools.partial(kernel, facts=facts, names=tuple(scratch), tabled=table is not None),
@@ -56,11 +56,11 @@ def vector_bytes(scratch: dict) -> int:
     return held
 
 
-def in_hbm(k_pages, v_pages, interpret):
+def in_hbm(pages, interpret):
     """Keeps the compiler from copying pages into a core's own memory where they happen to fit."""
     if interpret:
-        return k_pages, v_pages
-    return tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k_pages, v_pages))
+        return pages
+    return [pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in pages]
 
 
 def _scratch(q, k_pages, facts: Facts) -> dict:
@@ -76,6 +76,9 @@ def _scratch(q, k_pages, facts: Facts) -> dict:
     scratch = dict(q=tile, out=tile, k=block, v=block, heads=heads)
     if facts.far:
         scratch |= dict(far=tile, far_heads=heads)
+    if facts.narrow:
+        scale = pltpu.VMEM((2, K, facts.walk.block), jnp.float32)
+        scratch |= dict(k_scale=scale, v_scale=scale)
     scratch |= dict(
         wide=pltpu.VMEM((-(-H // LANES), Q * padded, min(H, LANES)), jnp.float32),
         largest=column,

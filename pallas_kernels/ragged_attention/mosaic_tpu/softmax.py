@@ -14,6 +14,7 @@ import jax.experimental.pallas as pl
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.narrow import widened
 from pallas_kernels.ragged_attention.mosaic_tpu.walk import Walk
 
 NEVER = -1e30  # a finite "minus infinity": rows that have seen nothing yet stay finite
@@ -26,8 +27,8 @@ class Facts:
     """What a kernel is compiled for.
 
     pages: of a row, None: row b owns page b. queries: of a full tile, a power of two. single: rows
-    of one query have a body of their own. turned: pages lie in memory as [P, K, H, page_size]. far:
-    other queries meet the sinks.
+    of one query have a body of their own. turned: pages lie in memory as [P, K, H, page_size].
+    narrow: they are int8 or fp8 and have scales. far: other queries meet the sinks.
     """
 
     walk: Walk
@@ -36,6 +37,7 @@ class Facts:
     queries: int
     single: bool
     turned: bool
+    narrow: bool
     scale: float
     softcap: float | None
     far: bool
@@ -44,7 +46,8 @@ class Facts:
 
 class Softmax:
     """Of a tile with `size` queries (static), in the kernel's memory `r`: queries and outputs
-    q, out [2, queries, N, H]; keys and values k, v [2, K, block, H], or [2, K, H, block] if turned.
+    q, out [2, queries, N, H]; keys and values k, v [2, K, block, H], or [2, K, H, block] if turned;
+    k_scale, v_scale [2, K, block] if narrow.
     """
 
     def __init__(self, r: Any, facts: Facts, size: int):
@@ -111,7 +114,7 @@ class Softmax:
         is seen by the whole tile.
         """
         walk, far = self.facts.walk, None
-        seen = used = None
+        seen = used = scaled = None
         if masked:
 
             def position(shape):
@@ -124,17 +127,22 @@ class Softmax:
             seen = walk.seen(position(across), query, query)
             of_values = position(across if self.facts.turned else along)
             used = walk.seen(of_values, tile.newest, tile.oldest)
+            scaled = walk.seen(position(across), tile.newest, tile.oldest)
             if self.facts.far:
                 far = begin + lax.broadcasted_iota(jnp.int32, across, 1) < walk.sinks
         if self.size == 1:  # little work each: let the compiler overlap the heads
             for k in range(self.K):
-                self._head(k, buffer, seen, used, far)
+                self._head(k, buffer, seen, used, scaled, far)
         else:
-            lax.fori_loop(0, self.K, lambda k, _: self._head(k, buffer, seen, used, far), None)
+            lax.fori_loop(
+                0, self.K, lambda k, _: self._head(k, buffer, seen, used, scaled, far), None
+            )
 
-    def _head(self, k, buffer, seen, used, far):
+    def _head(self, k, buffer, seen, used, scaled, far):
         r, rows, facts = self.r, pl.ds(0, self.rows), self.facts
         key, value = r.k[buffer, k], r.v[buffer, k]
+        if facts.narrow:
+            key, value = (widened(x, jnp.float32).astype(r.heads.dtype) for x in (key, value))
         product = functools.partial(
             lax.dot_general, precision=facts.precision, preferred_element_type=jnp.float32
         )
@@ -143,6 +151,8 @@ class Softmax:
         scores = product(r.heads[k, rows], key, of_keys)
         if far is not None:
             scores = jnp.where(far, product(r.far_heads[k, rows], key, of_keys), scores)
+        if facts.narrow:
+            scores = scores * r.k_scale[buffer, pl.ds(k, 1)]
         if facts.softcap is None:
             scores = scores * (facts.scale * LOG2_E)
         else:
@@ -161,5 +171,8 @@ class Softmax:
         shrink = jnp.exp2(before - largest)
         r.largest[k, rows] = largest
         r.total[k, rows] = r.total[k, rows] * shrink + weights.sum(axis=1, keepdims=True)
+        if facts.narrow:
+            scale = r.v_scale[buffer, pl.ds(k, 1)]
+            weights = weights * (scale if scaled is None else jnp.where(scaled, scale, 0.0))
         found = product(weights.astype(value.dtype), value, of_values)
         r.sum[k, rows] = r.sum[k, rows] * shrink[:, :1] + found

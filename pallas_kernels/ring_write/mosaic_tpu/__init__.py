@@ -19,10 +19,8 @@ IN_FLIGHT = 16 * 1024 * 1024  # and at most so many bytes
 
 
 def ring_write(
-    k_pages,
-    v_pages,
-    k,
-    v,
+    pages,
+    new,
     table,
     starts,
     counts,
@@ -34,15 +32,18 @@ def ring_write(
     interpret: Any = False,
 ):
     """Shapes as the package's function. NotImplementedError for what the kernel cannot take."""
-    K, page_size, H = k_pages.shape[1:]
-    if reason := why_not_pages(k_pages, table):
+    K, page_size, H = pages[0].shape[1:]
+    if reason := why_not_pages(pages[0], table):
         raise NotImplementedError(f"the Mosaic TPU kernel {reason}")
-    rows = 32 // k_pages.dtype.itemsize  # of a tile
-    turned = H < LANES
-    group = LANES if turned else rows if max_count == 1 else math.gcd(page_size, 2 * rows)
-    pages = None if table is None else table.shape[1]
-    flight = 6 * K * group * max(H, LANES) * k_pages.dtype.itemsize  # old, new and merged, k and v
+    size = pages[0].dtype.itemsize
+    rows = 32 // size  # of a tile
+    turned, narrow = H < LANES, size == 1
+    # groups of one row may not share a tile of scales, which is LANES slots; a single token has one
+    several = LANES if narrow else math.gcd(page_size, 2 * rows)
+    group = LANES if turned else rows if max_count == 1 else several
+    row_pages = None if table is None else table.shape[1]
+    flight = 6 * K * group * max(H, LANES) * size  # old, new and merged, k and v
     flights = max(2, min(FLIGHTS, IN_FLIGHT // flight))
-    facts = Facts(group, flights, page_size, pages, capacity, sinks, turned)
+    facts = Facts(group, flights, page_size, row_pages, capacity, sinks, turned, narrow)
     places = (table, starts, counts, lengths)
-    return launch(k_pages, v_pages, k, v, *places, facts=facts, interpret=interpret)
+    return launch(pages, new, *places, facts=facts, interpret=interpret)

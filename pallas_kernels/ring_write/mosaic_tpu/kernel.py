@@ -26,6 +26,12 @@ class Facts:
     capacity: int
     sinks: int
     turned: bool
+    narrow: bool
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is kept of a token, vectors and then scales."""
+        return ("k", "v", "k_scale", "v_scale") if self.narrow else ("k", "v")
 
 
 def kernel(*refs, facts: Facts, names):
@@ -97,8 +103,8 @@ class _Group:
     def fetch(self, flight, action):
         """What the group holds, and its new tokens."""
         r, facts = self.r, self.facts
-        for source, target in ((r.k_in, r.old_k), (r.v_in, r.old_v)):
-            source = source.at[self._place()]
+        for kind, source, target in self._each("in", "old"):
+            source = source.at[self._place(kind)]
             copy = pltpu.make_async_copy(source, target.at[flight], r.old_ready.at[flight])
             getattr(copy, action)()
         for slot, end, token in self.runs:
@@ -107,7 +113,7 @@ class _Group:
             into, token = low - self.begin, token + low - slot
 
             def piece(begin, size, into=into, token=token):
-                for source, target in ((r.k, r.new_k), (r.v, r.new_v)):
+                for _, source, target in self._each("tokens", "new"):
                     source = source.at[pl.ds(token + begin, size)]
                     target = target.at[flight, pl.ds(into + begin, size)]
                     copy = pltpu.make_async_copy(source, target, r.new_ready.at[flight])
@@ -117,17 +123,26 @@ class _Group:
 
     def store(self, flight, action):
         r = self.r
-        for source, target in ((r.out_k, r.k_out), (r.out_v, r.v_out)):
-            target = target.at[self._place()]
+        for kind, source, target in self._each("out", "into"):
+            target = target.at[self._place(kind)]
             copy = pltpu.make_async_copy(source.at[flight], target, r.out_ready.at[flight])
             getattr(copy, action)()
 
-    def _place(self):
-        """Where the group lies in the pages."""
+    def _each(self, *stems):
+        """(kind, its array of every stem) of all kinds."""
+        return [
+            (kind, *(getattr(self.r, f"{s}_{kind}") for s in stems)) for kind in self.facts.kinds
+        ]
+
+    def _place(self, kind):
+        """Where the group lies in the pages; of scales, the whole tile around it."""
         facts, page, offset = self.facts, self.row, self.begin
         if facts.pages is not None:
             page = self.r.table[self.row * facts.pages + self.begin // facts.page_size]
             offset = lax.rem(self.begin, facts.page_size)
+        if kind not in ("k", "v"):
+            offset = pl.multiple_of(offset // LANES * LANES, LANES)
+            return page, slice(None), pl.ds(offset, LANES)
         across = (slice(None),) * (2 if facts.turned else 1)
         return (page, *across, pl.ds(pl.multiple_of(offset, facts.group), facts.group))
 
@@ -137,10 +152,7 @@ class _Group:
         group, K, H = r.new_k.shape[1:]
         stride = r.wide.shape[1] // group
         shape = (1, group) if facts.turned else (group, 1)
-        slots = self.begin + lax.broadcasted_iota(jnp.int32, shape, shape.index(group))
-        fresh = jnp.zeros(shape, bool)
-        for slot, end, _ in self.runs:
-            fresh |= (slots >= slot) & (slots < end)
+        fresh = self._fresh(self.begin, shape)
         sources = (r.new_k, r.old_k, r.out_k), (r.new_v, r.old_v, r.out_v)
         for new, old, out in sources:
             for part in range(r.wide.shape[0]):
@@ -154,3 +166,22 @@ class _Group:
                     found = found.T if facts.turned else found
                     before = old[place].astype(jnp.float32)
                     out[place] = jnp.where(fresh, found, before).astype(out.dtype)
+        for _, new, old, out in self._each("new", "old", "out")[2:]:
+            self._merge_scales(flight, new, old, out)
+
+    def _fresh(self, begin, shape):
+        """Which of the slots from `begin` on, along the longer axis of `shape`, take new tokens."""
+        slots = begin + lax.broadcasted_iota(jnp.int32, shape, int(shape[1] > 1))
+        fresh = jnp.zeros(shape, bool)
+        for slot, end, _ in self.runs:
+            fresh |= (slots >= slot) & (slots < end)
+        return fresh
+
+    def _merge_scales(self, flight, new, old, out):
+        """The same for scales, whose slots lie along the lanes."""
+        tall, K = self.r.tall, old.shape[1]
+        tile = self.begin // LANES * LANES
+        for i in range(self.facts.group):
+            tall[pl.ds(self.begin - tile + i, 1), pl.ds(0, K)] = new[flight, i]
+        fresh = self._fresh(tile, (1, LANES))
+        out[flight] = jnp.where(fresh, tall[...].T[:K], old[flight])
