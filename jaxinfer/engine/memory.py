@@ -64,7 +64,8 @@ def plan_groups(
 ) -> tuple[Group, ...]:
     """The groups of pages. num_pages: of a group that looks back over everything (None: what all
     slots need at their longest); one with a window gets what its slots need at most and as much
-    again, so that what it let go can still be found.
+    again, so that what it let go can still be found. ValueError where an endless stream could not
+    run to its end.
     """
     groups = []
     most_at_once = max(limits.chunk, limits.decode_steps)
@@ -77,6 +78,11 @@ def plan_groups(
         if num_pages is not None:
             spare = 1 if fixed else 2
             pages = num_pages if ring.window is None else min(num_pages, spare * pages)
+        if limits.endless and pages < needed:
+            raise ValueError(
+                f"a stream without end needs num_pages of at least {needed}, got {num_pages}; raise "
+                "it, or lower stream_window or chunk"
+            )
         groups.append(Group(pages, columns, ring.window, fixed))
     return tuple(groups)
 

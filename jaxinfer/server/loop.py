@@ -4,8 +4,8 @@ Everything public runs on the asyncio loop's thread, everything that touches the
 engine's. Between them lie a queue of commands one way and, the other way, one call per step that
 hands over all its tokens; the engine waits where the loop falls HAND_OVERS steps behind. A ticket's
 tokens wait for their reader in a bounded buffer: who does not read in time is dropped, nobody else
-waits. What goes wrong with one request ends that ticket; what goes wrong in a step ends the engine,
-and every ticket with it. Knows nothing of HTTP or text.
+waits. What goes wrong with one request ends that ticket; only where the engine gives up does every
+ticket end. Knows nothing of HTTP or text.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class State(enum.StrEnum):
     READY = "ready"
     DRAINING = "draining"  # finishes what it has, takes nothing new
     STOPPED = "stopped"
-    DEAD = "dead"  # a step failed
+    DEAD = "dead"  # the engine gave up
 
 
 class Cause(enum.StrEnum):
@@ -358,7 +358,9 @@ class EngineLoop:
                 self._tell(self._die, error)
 
     def _lose(self, error: StepFailed) -> None:
-        """A step failed: tickets that had a sequence in it end; the rest goes on if it can."""
+        """Sequences that made steps fail are lost, and end their tickets; the rest goes on if it
+        can.
+        """
         if self.engine.failed is not None:
             raise error
         lost = {id(sequence) for sequence in error.sequences}

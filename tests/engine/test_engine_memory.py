@@ -1,5 +1,7 @@
 """An engine's pages are sized from the memory that its device says it has."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -65,3 +67,11 @@ def test_the_tightest_device_counts():
     assert memory.device_memory(Mesh()) == (100, 60)
     Mesh.local_devices[1]._stats = {}
     assert memory.device_memory(Mesh()) is None
+
+
+def test_a_stream_needs_pages_for_all_that_it_keeps(model):
+    endless = dataclasses.replace(LIMITS, endless=True)
+    options = {"page_size": PAGE, "stream_window": 20, "sinks": 2}
+    with pytest.raises(ValueError, match="num_pages of at least 8, got 7"):
+        Engine(*model, endless, num_pages=7, **options)
+    assert Engine(*model, endless, num_pages=8, **options).idle
