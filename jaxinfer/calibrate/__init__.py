@@ -50,7 +50,7 @@ def calibrate(
     ValueError: too little text, or a recipe that does not fit; CheckpointError: the checkpoint
     cannot be used.
     """
-    reader = Reader(Path(folder))
+    reader = Reader(Path(folder), floats=True)
     config, wide = reader.config, np.dtype(np.float32)
     wanted = check_dtype(dtype) or reader.dtype
     batches = _batches(ids, min(window, config.max_position), tokens)

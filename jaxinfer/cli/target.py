@@ -75,5 +75,6 @@ def stored_dtype(source: Path) -> str:
     if orbax.is_checkpoint(source):
         return orbax.read_description(source).dtype
     stored = weights.describe(source)["stored_bytes"]
-    dtype = FLOATS[max(stored, key=stored.__getitem__)]
+    floats = [kind for kind in stored if kind in FLOATS]  # packed integers are kept as they are
+    dtype = FLOATS[max(floats, key=stored.__getitem__)]
     return dtype.name if dtype.name in DTYPES else "bfloat16" if dtype.itemsize == 1 else "float32"

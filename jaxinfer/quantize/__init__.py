@@ -8,13 +8,14 @@ of the activations, which `jaxinfer.calibrate` gathers.
 """
 
 from jaxinfer.quantize.einsum import einsum, skinny
-from jaxinfer.quantize.form import Form, Part, divides, form_of
+from jaxinfer.quantize.form import ARRAYS, Form, Part, divides, form_of
 from jaxinfer.quantize.recipe import CALIBRATED, METHODS, Method, Recipe, check_method, find
 from jaxinfer.quantize.rounding import Rounder
 from jaxinfer.quantize.rtn import round_groups, round_rows
 from jaxinfer.quantize.tensor import QTensor, Weight, dequantize, parts, rows
 
 __all__ = [
+    "ARRAYS",
     "CALIBRATED",
     "METHODS",
     "Form",

@@ -33,7 +33,9 @@ def skinny(x: jax.Array, w: Weight) -> bool:
     if not isinstance(w, QTensor):
         return few
     readable = w.group == (GROUP if w.kind == "int4" else None)
-    return few and readable and w.smooth is None and w.method not in INTEGER
+    readable = readable and (w.kind != "int4" or w.scale.dtype == jnp.bfloat16)
+    plain = w.smooth is None and w.order is None and w.method not in INTEGER
+    return few and readable and plain
 
 
 def _narrow(w: Weight) -> bool:
@@ -46,6 +48,8 @@ def _product(x, w):
         return _contract(x, w, exact, jnp.float32).astype(x.dtype)
     if w.smooth is not None:
         x = (x.astype(jnp.float32) * w.smooth[None]).astype(x.dtype)
+    if w.order is not None:
+        x = x[:, w.order]
     if w.method in INTEGER:
         return _integers(x, w)
     if w.group is not None:  # sums cannot be scaled group by group: widened whole

@@ -14,6 +14,8 @@ import numpy as np
 from jaxinfer.quantize.tensor import QTensor
 
 VALUES = {"int8": jnp.int8, "int4": jnp.int32, "fp8": jnp.float8_e4m3fn}
+SCALES = {"int8": "float32", "int4": "bfloat16", "fp8": "float32"}
+ARRAYS = ("values", "scale", "zero", "smooth", "columns", "outliers", "order")  # of a `QTensor`
 KIND_OF = {np.dtype(dtype).name: kind for kind, dtype in VALUES.items()}
 PACKED = 8  # neighbours along `in` in one int32
 
@@ -30,7 +32,9 @@ class Part:
 @dataclass(frozen=True)
 class Form:
     """How one weight is held. method: as in `QTensor`; kind: "int8", "int4" or "fp8"; group: of the
-    scales (None: one a row); outliers: how many columns are kept beside the values.
+    scales (None: one a row); outliers: how many columns are kept beside the values; order: whether
+    columns are sorted by group; scale: the type of scales and zero points (None: bfloat16 for four
+    bits, else float32).
     """
 
     method: str
@@ -39,6 +43,8 @@ class Form:
     zero: bool = False
     smooth: bool = False
     outliers: int = 0
+    order: bool = False
+    scale: str | None = None
 
     def parts(self, shape: tuple[int, ...], letters: str = "..") -> QTensor:
         """A `QTensor` of `Part`s for a weight [out, in]."""
@@ -46,11 +52,11 @@ class Form:
         row, column = letters
         small = np.dtype(jnp.bfloat16)
         whole = np.dtype(np.float32)
+        own = np.dtype(jnp.dtype(self.scale or SCALES[self.kind]))
         width = columns // PACKED if self.kind == "int4" else columns
-        scale: Any = Part((out,), row, whole)
+        scale: Any = Part((out,), row, own)
         if self.group is not None:
-            kept = small if self.kind == "int4" else whole
-            scale = Part((out, columns // self.group), letters, kept)
+            scale = Part((out, columns // self.group), letters, own)
 
         def when(present, *described) -> Any:
             return Part(*described) if present else None
@@ -64,12 +70,13 @@ class Form:
             smooth=when(self.smooth, (columns,), column, whole),
             columns=when(self.outliers, (self.outliers,), ".", np.dtype(np.int32)),
             outliers=when(self.outliers, (out, self.outliers), row + ".", small),
+            order=when(self.order, (columns,), ".", np.dtype(np.int32)),
         )
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """What a weight [out, in] takes."""
         held = self.parts(shape)
-        found = (held.values, held.scale, held.zero, held.smooth, held.columns, held.outliers)
+        found: list[Any] = [getattr(held, name) for name in ARRAYS]
         return sum(int(np.prod(p.shape)) * p.dtype.itemsize for p in found if p is not None)
 
 
@@ -99,11 +106,20 @@ def form_of(method: str, found: Mapping[str, tuple[tuple[int, ...], np.dtype]]) 
     elif outliers:
         own = "llm_int8"
     else:
-        own = "w8a8" if method in ("w8a8", "smoothquant") else "int8"
-    return Form(own, kind, group, "zero" in found, "smooth" in found, outliers)
+        own = "w8a8" if method in ("w8a8", "smoothquant") and group is None else "int8"
+    narrow = np.dtype(found["scale"][1]).name
+    if narrow != SCALES[kind] and (kind != "int4" or narrow not in ("float16", "float32")):
+        raise ValueError(f"scales of {kind} need the type {SCALES[kind]}, got {narrow}")
+    scale_type = None if narrow == SCALES[kind] else narrow
+    present = "zero" in found, "smooth" in found
+    return Form(own, kind, group, *present, outliers, "order" in found, scale_type)
 
 
 def divides(form: Form, columns: int, shards: int) -> bool:
-    """Whether every shard of a weight cut along `in` holds whole groups and whole words."""
+    """Whether every shard of a weight cut along `in` holds whole groups and whole words, with the
+    activations that meet them.
+    """
+    if form.order and shards > 1:
+        return False
     step = max(form.group or 1, PACKED if form.kind == "int4" else 1)
     return columns % shards == 0 and columns // shards % step == 0

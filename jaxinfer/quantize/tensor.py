@@ -7,7 +7,11 @@ values mean follows from their types, as `pallas_kernels.skinny_matmul.weight` h
 |---|---|---|---|
 | int8 or float8_e4m3fn [out, in] | [out] float32 | none | values * scale |
 | float8_e4m3fn [out, in] | [out, in / group] float32 | none | values * scale, group by group |
-| int32 [out, in / 8], packed | [out, in / group] bfloat16 | none, or like scale | (nibble - zero or 8) * scale |
+| int8 [out, in] | [out, in / group] float32 | none, or like scale | (values - zero) * scale |
+| int32 [out, in / 8], packed | [out, in / group] | none, or like scale | (nibble - zero or 8) * scale |
+
+Four-bit scales are bfloat16, in which the kernels take them; those of other projects' checkpoints may
+keep their own type.
 """
 
 import jax
@@ -24,7 +28,9 @@ class QTensor(struct.PyTreeNode):
     "fp8": by activations as they are; those of INTEGER: by activations rounded to int8).
 
     smooth [in] float32: what activations are multiplied by before they meet the weight. columns [C]
-    int32: the columns that `outliers` [out, C] bfloat16 hold; they are zero in `values`.
+    int32: the columns that `outliers` [out, C] bfloat16 hold; they are zero in `values`. order [in]
+    int32: column i of the arrays is column order[i] of the weight (GPTQ's act-order, whose groups are
+    no neighbours).
     """
 
     values: jax.Array
@@ -34,6 +40,7 @@ class QTensor(struct.PyTreeNode):
     smooth: jax.Array | None = None
     columns: jax.Array | None = None
     outliers: jax.Array | None = None
+    order: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -55,7 +62,9 @@ Weight = jax.Array | QTensor
 
 
 def grid_values(w: QTensor) -> jax.Array:
-    """float32 [out, in]: values with their scales, without what `smooth` and `outliers` add."""
+    """float32 [out, in]: values with their scales, in their own order, without what `smooth` and
+    `outliers` add.
+    """
     numbers = (unpack(w.values) if w.kind == "int4" else w.values).astype(jnp.float32)
     scale = w.scale.astype(jnp.float32)
     if scale.ndim == 1:
@@ -76,6 +85,8 @@ def dequantize(w: Weight) -> jax.Array:
     whole = grid_values(w)
     if w.columns is not None and w.outliers is not None:
         whole = whole.at[:, w.columns].add(w.outliers.astype(jnp.float32))
+    if w.order is not None:
+        whole = whole[:, jnp.argsort(w.order)]
     return whole if w.smooth is None else whole * w.smooth[None]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder
 from jaxinfer.models.family import Family, Source
+from jaxinfer.weights.formats import Format, Packed, Tensors
 from jaxinfer.weights.safetensors_file import FLOATS, CheckpointError, Entry, read_header, read_json
 
 SINGLE = "model.safetensors"
@@ -21,11 +22,19 @@ BASES = ("language_model.", "model.", "transformer.")
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a canonical tensor lies: rows first .. of a file's tensor, perhaps transposed."""
+    """Where a canonical tensor lies: rows first .. of a file's tensor, perhaps transposed; or of a
+    packed weight (then `entry` is the first of its tensors).
+    """
 
     entry: Entry
     first: int = 0
     transposed: bool = False
+    packed: Packed | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All tensors that make it up."""
+        return (self.entry,) if self.packed is None else self.packed.entries
 
 
 def entries(folder: Path) -> dict[str, Entry]:
@@ -87,11 +96,12 @@ def some(items) -> str:
 
 
 def match(
-    folder: Path, family: Family, config: ModelConfig
+    folder: Path, family: Family, config: ModelConfig, form: Format | None = None
 ) -> tuple[dict[str, Tensor], Entry | None]:
     """The file tensor of every canonical tensor of `config`, all names, shapes and dtypes checked.
 
-    Also the tensor of a redundant output head, where the embedding is tied and the files repeat it.
+    form: how the checkpoint is quantized. Also the tensor of a redundant output head, where the
+    embedding is tied and the files repeat it.
     """
     found, sources = entries(folder), family.tensors(config)
     shapes = decoder.canonical_shapes(config)
@@ -101,13 +111,21 @@ def match(
         )
     found = _prefixed(found, {source.name for source in sources.values()})
     problems, tensors, used = [], {}, set()
+    packs: dict[str, Packed | None] = {}
+    stored = Tensors(found, used)
     for canonical, source in sources.items():
+        wanted = file_shape(shapes[canonical], source)
+        if form is not None and source.name not in packs:
+            packs[source.name] = _packed(form, stored, source, wanted)
+        packed = packs.get(source.name)
+        if packed is not None:
+            tensors[canonical] = Tensor(packed.entries[0], source.first, packed=packed)
+            continue
         used.add(source.name)
         if source.name not in found:
             problems.append(f"missing {source.name!r}")
             continue
         entry = found[source.name]
-        wanted = file_shape(shapes[canonical], source)
         if entry.shape != wanted:
             problems.append(f"{source.name!r} needs shape {list(wanted)}, got {list(entry.shape)}")
         elif entry.dtype not in FLOATS:
@@ -123,7 +141,12 @@ def match(
             problems.append(
                 f"the output head is tied to the embedding but has shape {list(head.shape)}"
             )
-    extra = [name for name in found if name not in used and not family.ignores(name)]
+    ignored = () if form is None else form.ignored
+    extra = [
+        name
+        for name in found
+        if name not in used and not family.ignores(name) and not name.endswith(ignored)
+    ]
     problems += [f"unexpected {name!r}" for name in extra]
     if problems:
         unique = list(dict.fromkeys(problems))
@@ -133,6 +156,20 @@ def match(
             "these files"
         )
     return tensors, head
+
+
+def _packed(form: Format, stored: Tensors, source: Source, wanted) -> Packed | None:
+    """The packed weight behind a source, if it is one."""
+    if len(wanted) != 2 or not source.name.endswith(".weight"):
+        return None
+    if not source.transposed:
+        return form.find(stored, source.name, wanted)
+    if form.find(Tensors(stored.found), source.name, wanted[::-1]) is not None:
+        raise CheckpointError(
+            f"{source.name!r} needs to be stored plainly: {form.name} of a family that stores its "
+            "weights transposed is not supported; use the unquantized checkpoint with --quantize"
+        )
+    return None
 
 
 def file_shape(shape: tuple[int, ...], source: Source) -> tuple[int, ...]:
@@ -146,7 +183,7 @@ def _prefixed(found: dict[str, Entry], wanted: set[str]) -> dict[str, Entry]:
     if any(name.startswith(NESTED) for name in found):
         inner = {name.replace(NESTED, "model.", 1): entry for name, entry in found.items()}
         return {
-            name if name in wanted else name.removeprefix("model."): entry
+            name if _belongs(name, wanted) else name.removeprefix("model."): entry
             for name, entry in inner.items()
         }
     for base in BASES:
@@ -156,15 +193,22 @@ def _prefixed(found: dict[str, Entry], wanted: set[str]) -> dict[str, Entry]:
             found = {name.removeprefix(base): entry for name, entry in found.items()}
         elif expected and not inside:
             found = {
-                base + name if base + name in wanted else name: entry
+                base + name if _belongs(base + name, wanted) else name: entry
                 for name, entry in found.items()
             }
     return found
 
 
+def _belongs(name: str, wanted: set[str]) -> bool:
+    """Whether a tensor is wanted, or is one of those that a wanted weight is packed in."""
+    module, _, own = name.rpartition(".")
+    return name in wanted or f"{module}.weight" in wanted or (bool(own) and module in wanted)
+
+
 def dtype_of(tensors: dict[str, Tensor]) -> np.dtype:
-    """The dtype that holds most bytes."""
+    """The dtype that holds most bytes, packed weights aside."""
     sizes = Counter()
-    for tensor in {tensor.entry: tensor for tensor in tensors.values()}.values():
-        sizes[tensor.entry.dtype] += tensor.entry.size
+    plain = {tensor.entry for tensor in tensors.values() if tensor.packed is None}
+    for entry in plain:
+        sizes[entry.dtype] += entry.size
     return FLOATS[sizes.most_common(1)[0][0]]

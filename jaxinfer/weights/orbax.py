@@ -26,6 +26,7 @@ from jaxinfer.weights import placement
 from jaxinfer.weights.checkpoint import some
 from jaxinfer.weights.description import from_json, to_json
 from jaxinfer.weights.folder import copy_tokenizer, new_folder
+from jaxinfer.weights.huggingface import INT8
 from jaxinfer.weights.loaded import DTYPES, Loaded, as_laid_out, check_dtype, default_dtype
 from jaxinfer.weights.relayout import relaid
 from jaxinfer.weights.safetensors_file import CheckpointError, read_json
@@ -33,7 +34,6 @@ from jaxinfer.weights.safetensors_file import CheckpointError, read_json
 SIDE_FILE = "jaxinfer.json"
 ARRAYS = "params"
 VERSION = 1
-INT8 = ("int8", "w8a8")  # two ways to multiply the same arrays
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def _forms(
     plain. ValueError: arrays that make up no weight.
     """
     forms: dict[str, Form | None] = {}
+    mixed = any(name.endswith(".values") for name in found)  # what is not packed is plain
     for name, leaf in _named(decoder.layout(config, shards), decoder.is_leaf).items():
         own = {
             key.removeprefix(f"{name}."): described
@@ -204,7 +205,8 @@ def _forms(
             continue
         try:
             whole = Recipe(method).form(leaf.shape[1], head=leaf.head)
-            forms[name] = form_of(method, own) if "values" in own else whole
+            missing = None if mixed and name in found else whole
+            forms[name] = form_of(method, own) if "values" in own else missing
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return forms

@@ -31,7 +31,7 @@ def place(
     """
     where = sharding.place(leaf.letters, mesh)
     if recipe is None or not leaf.quantizable:
-        return _array(leaf.shape, where, cache(partial(_rows, leaf, fill, dtype)))
+        return array_of(leaf.shape, where, cache(partial(_rows, leaf, fill, dtype)))
     try:
         form = form_of(leaf, recipe, mesh)
         rounder = quantize.Rounder(recipe, form)
@@ -45,7 +45,7 @@ def place(
         where = sharding.place(part.letters, mesh)
         if name == "columns":
             return jax.device_put(jnp.asarray(rounder.columns), where)
-        return _array(part.shape, where, lambda start, stop: rounded(start, stop)[name])
+        return array_of(part.shape, where, lambda start, stop: rounded(start, stop)[name])
 
     return build(form, leaf, array)
 
@@ -66,13 +66,14 @@ def build(
 ) -> quantize.QTensor:
     """The weight whose arrays are array(name, description)."""
     described = form.parts((leaf.shape[0], leaf.shape[1]), leaf.letters)
-    names = ("values", "scale", "zero", "smooth", "columns", "outliers")
-    found = {name: getattr(described, name) for name in names}
+    found = {name: getattr(described, name) for name in quantize.ARRAYS}
     made = {name: array(name, part) for name, part in found.items() if part is not None}
     return described.replace(**made)
 
 
-def _array(shape, where, rows) -> jax.Array:
+def array_of(shape, where, rows: Callable[[int, int], np.ndarray]) -> jax.Array:
+    """An array of which every process asks for the rows start .. stop that it holds."""
+
     def block(index):
         start, stop, _ = index[0].indices(shape[0])
         cut = rows(start, stop)[(slice(None), *index[1:])]

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxinfer import sharding
 from jaxinfer.models.linear import Leaf, Piece
-from jaxinfer.quantize import Form, QTensor, Recipe, Rounder, divides
+from jaxinfer.quantize import ARRAYS, QTensor, Recipe, Rounder, divides, form_of
 from jaxinfer.weights import placement
 from jaxinfer.weights.safetensors_file import CheckpointError
 
@@ -15,8 +15,15 @@ def relaid(value, before: Leaf, after: Leaf, mesh, method: str | None):
     """One parameter, described by `before`, as `after` describes it."""
     if not isinstance(value, QTensor):
         return _rows(value, 0, before, after, after.letters, mesh)
-    form = _form(value)
+    found = {name: getattr(value, name) for name in ARRAYS}
+    described = {k: (x.shape, x.dtype) for k, x in found.items() if x is not None}
+    form = form_of(value.method, described)
     shards = placement.cuts(after, mesh)
+    if not divides(form, value.shape[1], shards) and form.order:
+        raise CheckpointError(
+            f"{after.pieces[0].name}: columns sorted by group (GPTQ's act-order) need to be whole on "
+            f"each of {shards} shards; load the checkpoint that this one was made of onto the mesh"
+        )
     if not divides(form, value.shape[1], shards):
         raise CheckpointError(
             f"{after.pieces[0].name}: groups of {form.group} need to be whole on each of {shards} "
@@ -27,19 +34,14 @@ def relaid(value, before: Leaf, after: Leaf, mesh, method: str | None):
         None, 0, np.zeros((1, value.shape[1]), np.float32)
     )
 
+    padding.setdefault("zero", np.zeros(1))  # of values 0
+
     def array(name, part):
-        found = getattr(value, name)
         if name in padding:
-            return _rows(found, padding[name][0], before, after, part.letters, mesh)
-        return jax.device_put(found, sharding.place(part.letters, mesh))
+            return _rows(found[name], padding[name][0], before, after, part.letters, mesh)
+        return jax.device_put(found[name], sharding.place(part.letters, mesh))
 
     return placement.build(form, after, array)
-
-
-def _form(value: QTensor) -> Form:
-    outliers = 0 if value.columns is None else len(value.columns)
-    present = value.zero is not None, value.smooth is not None
-    return Form(value.method, value.kind, value.group, *present, outliers)
 
 
 def _rows(value: jax.Array, padding, before: Leaf, after: Leaf, letters: str, mesh) -> jax.Array:

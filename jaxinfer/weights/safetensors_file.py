@@ -28,6 +28,15 @@ FLOATS = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+NUMBERS = {
+    **FLOATS,
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "I32": np.dtype(np.int32),
+    "I64": np.dtype(np.int64),
+}
 BITS = {
     **{name: 8 * dtype.itemsize for name, dtype in FLOATS.items()},
     **{
@@ -214,9 +223,9 @@ def read_rows(
     """Rows start .. stop of a tensor into `out` [stop - start, ...] (C-contiguous), in its dtype.
 
     transposed: the file holds `[in, out]`, and rows are counted along its second axis. At most
-    BLOCK bytes (or one row) are held beside `out`.
+    BLOCK bytes (or one row) are held beside `out`. The tensor's dtype is one of NUMBERS.
     """
-    dtype = FLOATS[entry.dtype]
+    dtype = NUMBERS[entry.dtype]
     across = entry.shape[0] if transposed else stop - start
     width = math.prod(entry.shape[1:]) * dtype.itemsize
     base = entry.offset if transposed else entry.offset + start * width
@@ -270,7 +279,7 @@ def write(
     read: Callable[[str], np.ndarray],
 ) -> None:
     """Write a safetensors file: the (shape, dtype) of all tensors, then `read(name)` of each."""
-    names = {dtype: name for name, dtype in FLOATS.items()}
+    names = {dtype: name for name, dtype in NUMBERS.items()}
     header: dict[str, dict] = {METADATA: {"format": "pt"}}
     at = 0
     for name, (shape, dtype) in tensors.items():

@@ -11,7 +11,7 @@ import numpy as np
 from jaxinfer.config import ModelConfig
 from jaxinfer.models import decoder, registry
 from jaxinfer.quantize import Form
-from jaxinfer.weights import checkpoint, huggingface, orbax
+from jaxinfer.weights import checkpoint, huggingface, orbax, prequantized
 from jaxinfer.weights.loaded import check_dtype, default_dtype
 
 
@@ -31,20 +31,25 @@ def describe(folder: str | Path, *, dtype=None, cache_dtype=None) -> dict:
 
 
 def _huggingface(folder, dtype, cache_dtype):
-    hf, family, config = huggingface.read_config(folder)
-    tensors, _ = checkpoint.match(folder, family, config)
-    entries = {tensor.entry for tensor in tensors.values()}
+    hf, family, config, form = huggingface.read_quantized_config(folder)
+    tensors, _ = checkpoint.match(folder, family, config, form)
+    entries = {entry for tensor in tensors.values() for entry in tensor.entries}
     stored: dict[str, int] = {}
     for entry in entries:
         stored[entry.dtype] = stored.get(entry.dtype, 0) + entry.size
     used = dtype or default_dtype(checkpoint.dtype_of(tensors))
+    parts, forms = huggingface.parts_of(tensors), {}
+    for i, leaf in enumerate(decoder.leaves(config)):
+        found = prequantized.form_of(leaf, parts, used, None) if leaf.quantizable else None
+        if found is not None:
+            forms[i] = found[0]
     return {
         "layout": "huggingface",
         "family": family.name,
         "architecture": hf["architectures"][0],
         "stored_bytes": dict(sorted(stored.items())),
         "files": {path.name: path.stat().st_size for path in sorted({e.path for e in entries})},
-        **_numbers(config, used, cache_dtype or used, None, {}),
+        **_numbers(config, used, cache_dtype or used, form and form.name, forms),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 from jaxinfer import quantize, sharding, weights
 from jaxinfer.models import decoder
 from jaxinfer.weights import orbax, placement
-from tests.weights import checkpoints
+from tests.weights import checkpoints, packing
 
 MESHES = ("model=8", "data=2,model=4", "data=8", "data=4,model=2")
 SIZES = {
@@ -83,6 +83,31 @@ def refusals(folder, config) -> None:
             weights.load(folder / name, mesh=mesh, quantize=recipe)
 
 
+def packed(folder: Path):
+    """Weights that others packed, cut over devices: groups are split, act-order columns become floats."""
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 16}
+    fp8 = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    hf = checkpoints.LLAMA | {"intermediate_size": 128}
+
+    def shuffled(rng, stem, shape):
+        index = np.random.default_rng(shape[1]).permutation(np.arange(shape[1]) // 16)
+        return packing.gptq(rng, stem, shape, index=index)
+
+    for i, (described, pack) in enumerate(
+        [(gptq, packing.gptq), (gptq, shuffled), (fp8, packing.fp8)]
+    ):
+        config, wanted = packing.fresh(folder / f"packed-{i}", described, pack, hf=hf)
+        mesh = sharding.make_mesh({"model": 2})
+        params = weights.load(folder / f"packed-{i}", mesh=mesh, dtype="float32").params
+        held = params.layers[0].mlp.down.w
+        assert isinstance(held, quantize.QTensor) == (pack is not shuffled)
+        assert {len(leaf.devices()) for leaf in jax.tree.leaves(params)} == {2}
+        plain = jax.tree.map(quantize.dequantize, params, is_leaf=decoder.is_leaf)
+        found = decoder.canonical(config, plain)
+        for name, value in wanted.items():
+            assert np.array_equal(found[name], value), name
+
+
 def main(folder: Path) -> None:
     assert jax.device_count() == 8
     _, config, stored = checkpoints.fresh(folder / "hf", ml_dtypes.bfloat16, shards=2, **SIZES)
@@ -116,6 +141,7 @@ def main(folder: Path) -> None:
     weights.save(folder / "again", eight.params, config, family, hf)
     again = weights.load(folder / "again", dtype="bfloat16")
     assert checkpoints.equal(again.params, decoder.assemble(config, stored))
+    packed(folder)
     print("every parameter is in place")
 
 
