@@ -65,7 +65,7 @@ def test_settings_are_read_from_text():
     [
         (
             "speed=9",
-            "model=..., dtype=..., quantize=..., kernels=... with commas between, got 'speed=9'",
+            "model=..., dtype=..., quantize=..., kv_dtype=..., kernels=... with commas between, got 'speed=9'",
         ),
         ("int8", "got 'int8'"),
         ("dtype=", "got 'dtype='"),
