@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from jaxinfer.quantize import Recipe
 
-GROUPS = ((128, True), (64, False), (32, True), (32, False))  # size, whether symmetric
+GROUPS = ((32, False), (128, True), (64, False), (32, True))  # size, whether symmetric
 GROUPED = {"int4": "round to nearest", "awq": "AWQ", "gptq": "GPTQ"}
 
 
