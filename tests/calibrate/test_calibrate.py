@@ -1,8 +1,6 @@
 """A whole checkpoint by calibration: near the float model, saved, restored, and what is refused."""
 
-import json
-import subprocess
-import sys
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -160,37 +158,15 @@ def test_groups_and_weights_that_do_not_fit_name_the_layer(tmp_path, text):
         calibrate(tmp_path / "worse", Recipe("awq"), [0] * 100, window=50)
 
 
-PROGRAM = """
-import json, resource, sys
-import jax
-from jaxinfer.calibrate import calibrate
-from jaxinfer.quantize import Recipe
+def test_memory_grows_by_the_small_form_of_each_layer_alone(tmp_path, text):
+    sizes = dict(num_hidden_layers=6, hidden_size=128, intermediate_size=384)
+    checkpoints.fresh(tmp_path, **sizes)
+    held = []
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def progress(done, of):
+        gc.collect()
+        held.append(sum(array.nbytes for array in jax.live_arrays()))
 
-few, many = sys.argv[1:]
-ids = [i % 250 for i in range(64)]
-calibrate(few, Recipe("awq", group=64), ids, window=32)
-before = peak()
-params = calibrate(many, Recipe("awq", group=64), ids, window=32).params
-print(json.dumps([peak() - before, sum(x.nbytes for x in jax.tree.leaves(params))]))
-"""
-
-
-def test_memory_does_not_grow_with_the_layers(tmp_path):
-    """Ten layers take what their small forms take beyond what two did."""
-    sizes = dict(hidden_size=512, intermediate_size=1536, num_attention_heads=8)
-    layer = 4 * (512 * 512 * 3 + 3 * 512 * 1536)  # bytes of float32
-    for name, count in (("few", 2), ("many", 10)):
-        checkpoints.fresh(tmp_path / name, num_hidden_layers=count, **sizes)
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *(str(tmp_path / name) for name in ("few", "many"))],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    )
-    grown, held = json.loads(done.stdout)
-    assert held < 10 * layer / 6
-    assert grown < held + 2 * layer
+    found = calibrate(tmp_path, Recipe("gptq", group=64), text, window=50, progress=progress)
+    layer = sum(leaf.nbytes for leaf in jax.tree.leaves(found.params.layers[0]))
+    assert np.diff(held).tolist() == [layer] * 5
