@@ -284,7 +284,7 @@ def _residual(x, y, p, config):
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """hidden [T, D] -> logits [T, V] float32."""
     weight = params.embed if params.unembed is None else params.unembed
-    logits = quantize.einsum(hidden, weight).astype(jnp.float32)
+    logits = quantize.einsum(hidden, weight, jnp.float32)  # not rounded on the way
     logits = constrain(logits, "?V")[:, : config.vocab_size]
     if config.logits_scale != 1.0:
         logits = logits * config.logits_scale

@@ -15,16 +15,17 @@ HALVED = {"float32": range(2, 65), "bfloat16": range(16, 65), "int8": range(2, 9
 DIGITS = 32  # rows of activations up to which whole-row int8 weights meet them as digits there
 
 
-def einsum(x: jax.Array, w: Weight) -> jax.Array:
-    """x [T, in] times w [out, in], contracted over `in` -> [T, out] in x's dtype; sums in float32
-    (int32 where activations are rounded to int8).
+def einsum(x: jax.Array, w: Weight, dtype=None) -> jax.Array:
+    """x [T, in] times w [out, in], contracted over `in` -> [T, out] in `dtype` (None: x's); sums in
+    float32 (int32 where activations are rounded to int8).
     """
+    dtype = dtype or x.dtype
     if one_cpu() and x.shape[0] == 1 and _narrow(w) and not _in_digits(x, w):
         # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows
         # stay narrow
         pair = jax.lax.optimization_barrier(jnp.broadcast_to(x, (2, *x.shape[1:])))
-        return _product(pair, w)[:1]
-    return _product(x, w)
+        return _product(pair, w)[:1].astype(dtype)
+    return _product(x, w).astype(dtype)
 
 
 def skinny(x: jax.Array, w: Weight) -> bool:
@@ -43,9 +44,10 @@ def _narrow(w: Weight) -> bool:
 
 
 def _product(x, w):
+    """Their sums, float32."""
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     if not isinstance(w, QTensor):
-        return _contract(x, w, exact, jnp.float32).astype(x.dtype)
+        return _contract(x, w, exact, jnp.float32)
     if w.smooth is not None:
         x = (x.astype(jnp.float32) * w.smooth[None]).astype(x.dtype)
     if w.order is not None:
@@ -56,10 +58,10 @@ def _product(x, w):
         wide = grid_values(w).astype(x.dtype)
         # XLA's CPU backend would widen each weight once for every row of x
         wide = jax.lax.optimization_barrier(wide) if platform() == "cpu" else wide
-        return _contract(x, wide, exact, jnp.float32).astype(x.dtype)
+        return _contract(x, wide, exact, jnp.float32)
     if _in_digits(x, w):
-        return _by_digits(x, w.values, w.scale).astype(x.dtype)
-    return _widened(x, w.values, w.scale).astype(x.dtype)
+        return _by_digits(x, w.values, w.scale)
+    return _widened(x, w.values, w.scale)
 
 
 def _integers(x, w):
@@ -75,7 +77,7 @@ def _integers(x, w):
     narrow, step = round_activations(x)
     out = _contract(narrow, w.values, None, jnp.int32).astype(jnp.float32) * step
     out = out * w.scale[None, :]
-    return (out if apart is None else out + apart).astype(x.dtype)
+    return out if apart is None else out + apart
 
 
 def _widened(x, values, scale):

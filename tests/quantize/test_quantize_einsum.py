@@ -174,6 +174,20 @@ def test_products_of_products_read_nothing_past_their_end(rng, rows):
     np.testing.assert_allclose(chain(x, *w), (found.sum(), after.sum()), atol=size)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("method", [None, "int8", "w8a8"])
+def test_sums_are_float32_until_the_end(rng, rows, method):
+    """Asked for float32, bfloat16 products are not rounded on the way: logits that lie close part."""
+    wide = rng.normal(size=(48, 64)).astype(np.float32)
+    w = qtensor(wide, method) if method else jnp.asarray(wide, jnp.bfloat16)
+    x = jnp.asarray(rng.normal(size=(rows, 64)), jnp.bfloat16)
+    exact = jax.jit(lambda x, w: quantize.einsum(x, w, jnp.float32))(x, w)
+    rounded = jax.jit(quantize.einsum)(x, w)
+    assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_array_equal(np.asarray(exact.astype(jnp.bfloat16)), np.asarray(rounded))
+    assert (np.asarray(exact) != np.asarray(rounded, np.float32)).mean() > 0.9
+
+
 @pytest.mark.parametrize("method", quantize.METHODS)
 def test_rows_of_an_embedding(rng, method):
     w = rng.normal(size=(9, 16)).astype(np.float32)
