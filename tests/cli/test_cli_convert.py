@@ -51,6 +51,31 @@ def test_dtype_and_quantization(run, folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "narrow", "rounded"]
 
 
+def test_formats_of_other_projects(run, folder, tmp_path):
+    ours, theirs, back = tmp_path / "ours", tmp_path / "theirs", tmp_path / "back"
+    assert run("convert", folder, ours, "--quantize=int4").code == 0
+    assert run("convert", folder, theirs, "--quantize=int4", "--format=gptq").code == 0
+    described = json.loads((theirs / "config.json").read_text())["quantization_config"]
+    assert described["quant_method"] == "gptq"
+    assert run("info", theirs, "--json").json["quantize"].startswith("gptq 4 bits")
+    assert "gptq 4 bits" in run("info", theirs).out
+    assert run("convert", theirs, back).code == 0
+    expected = greedy(run, theirs)["token_ids"]
+    assert greedy(run, back)["token_ids"] == expected
+    again = tmp_path / "again"
+    assert run("convert", ours, again, "--format=awq").code == 0
+    assert run("info", again, "--json").json["quantize"].startswith("awq 4 bits")
+    refused = run("convert", folder, tmp_path / "no", "--quantize=int4", "--to=huggingface")
+    assert refused.code == 1
+    assert "--format" in refused.err
+    refused = run("convert", folder, tmp_path / "no", "--format=gptq")
+    assert refused.code == 1
+    assert "quantized" in refused.err
+    refused = run("convert", folder, tmp_path / "no", "--quantize=fp8", "--format=awq")
+    assert refused.code == 1
+    assert not (tmp_path / "no").exists()
+
+
 def test_only_checkpoints_are_overwritten_and_only_on_request(run, folder, tmp_path):
     target = tmp_path / "out"
     assert run("convert", folder, target).code == 0

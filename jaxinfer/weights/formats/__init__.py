@@ -1,13 +1,21 @@
 """Quantized checkpoints of other projects: a file for each format, behind one interface (`packed`).
 
-Each has read(quantization_config) -> `Format`; what is written for others is in `writing`.
+Each has read(quantization_config) -> `Format`; those that are written too, write(settings) -> `Writer`.
 """
 
 from collections.abc import Callable, Mapping
 
-from jaxinfer.weights.formats import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from jaxinfer.weights.formats import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    compressed_tensors_writer,
+    fp8,
+    gptq,
+)
 from jaxinfer.weights.formats.packed import Format, Packed, Rows, Tensors
 from jaxinfer.weights.formats.settings import WHERE, mapping
+from jaxinfer.weights.formats.writing import Settings, Writer
 
 READERS: dict[str, Callable[[Mapping], Format]] = {
     "awq": awq.read,
@@ -17,8 +25,13 @@ READERS: dict[str, Callable[[Mapping], Format]] = {
     "fbgemm_fp8": fp8.read_fbgemm,
     "bitsandbytes": bitsandbytes.read,
 }
+WRITERS: dict[str, Callable[[Settings], Writer]] = {
+    "awq": awq.write,
+    "gptq": gptq.write,
+    "compressed-tensors": compressed_tensors_writer.write,
+}
 
-__all__ = ["READERS", "Format", "Packed", "Rows", "Tensors", "split"]
+__all__ = ["READERS", "WRITERS", "Format", "Packed", "Rows", "Tensors", "Writer", "split"]
 
 
 def split(hf: Mapping) -> tuple[dict, Format | None]:

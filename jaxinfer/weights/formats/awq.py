@@ -4,6 +4,9 @@ neighbour 0, 2, 4, 6, 1, 3, 5, 7; qzeros [groups, out / 8] packed alike; scales 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from jaxinfer.weights.formats import words
 from jaxinfer.weights.formats.packed import (
@@ -18,6 +21,14 @@ from jaxinfer.weights.formats.packed import (
     wrong,
 )
 from jaxinfer.weights.formats.settings import group_size, one_of
+from jaxinfer.weights.formats.writing import (
+    Described,
+    Held,
+    Settings,
+    Writer,
+    check_shape,
+    require,
+)
 from jaxinfer.weights.safetensors_file import FLOATS
 
 
@@ -60,3 +71,38 @@ def _find(tensors, name, shape, group) -> Packed | None:
 
     entries = (qweight, qzeros, scale)
     return Packed("int4", group, FLOATS[scale.dtype], entries, read_packed, True, "int4")
+
+
+def write(settings: Settings) -> Writer:
+    """AWQ's tensors; symmetric weights with zero points of 8."""
+    require(settings, "awq", ("int4",))
+    config = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": settings.group or -1,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": list(settings.plain) or None,
+    }
+    points = replace(settings, zero=True)
+
+    def tensors(stem: str, shape: tuple[int, int]) -> Described:
+        check_shape("awq", stem, shape, 8)
+        out, columns = shape
+        groups, word = columns // (settings.group or columns), np.dtype(np.int32)
+        return {
+            f"{stem}.qweight": ((columns, out // 8), word),
+            f"{stem}.qzeros": ((groups, out // 8), word),
+            f"{stem}.scales": ((groups, out), settings.scale),
+        }
+
+    def arrays(stem: str, held: Held) -> dict[str, np.ndarray]:
+        held = points.regroup(held)
+        assert held.zero is not None
+        return {
+            f"{stem}.qweight": words.pack(words.to_awq(held.values.T), 4),
+            f"{stem}.qzeros": words.pack(words.to_awq(held.zero.T.astype(np.uint8)), 4),
+            f"{stem}.scales": held.scale.T,
+        }
+
+    return Writer(config, tensors, arrays)

@@ -7,6 +7,7 @@ act-order, columns were rounded by falling importance and grouped in that order:
 staircase, and activations are put in the order of the groups at run time.
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +26,14 @@ from jaxinfer.weights.formats.packed import (
     wrong,
 )
 from jaxinfer.weights.formats.settings import flag, group_size, mapping, one_of
+from jaxinfer.weights.formats.writing import (
+    Described,
+    Held,
+    Settings,
+    Writer,
+    check_shape,
+    require,
+)
 from jaxinfer.weights.safetensors_file import FLOATS
 
 VERSIONS = ("gptq", "gptq_v2")
@@ -92,3 +101,54 @@ def _find(tensors, name, shape, bits, group, symmetric, offset) -> Packed | None
     kind = "int4" if bits == 4 else "int8"
     dtype = FLOATS[scale.dtype]
     return Packed(kind, group, dtype, entries, read_packed, not symmetric, kind, order)
+
+
+def write(settings: Settings) -> Writer:
+    """GPTQ's tensors. Symmetric weights go by "gptq", the version that more programs read; zero points
+    by "gptq_v2", since "gptq" cannot tell 0 from 16 in all of them.
+    """
+    require(settings, "gptq", ("int4", "int8"), order=True)
+    bits = 4 if settings.kind == "int4" else 8
+    each, offset, middle = 32 // bits, 0 if settings.zero else 1, 1 << (bits - 1)
+    config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": settings.group or -1,
+        "sym": not settings.zero,
+        "desc_act": settings.order,
+        "checkpoint_format": VERSIONS[0 if offset else 1],
+        "lm_head": False,
+    }
+    if settings.plain:
+        config["dynamic"] = {f"-:^{re.escape(module)}$": {} for module in settings.plain}
+
+    def tensors(stem: str, shape: tuple[int, int]) -> Described:
+        check_shape("gptq", stem, shape, each)
+        out, columns = shape
+        groups, word = columns // (settings.group or columns), np.dtype(np.int32)
+        return {
+            f"{stem}.qweight": ((columns // each, out), word),
+            f"{stem}.qzeros": ((groups, out // each), word),
+            f"{stem}.scales": ((groups, out), settings.scale),
+            f"{stem}.g_idx": ((columns,), word),
+        }
+
+    def arrays(stem: str, held: Held) -> dict[str, np.ndarray]:
+        held = settings.regroup(held)
+        columns, groups = held.values.shape[1], held.scale.shape[1]
+        values, index = held.values, np.arange(columns) // (columns // groups)
+        if held.order is not None:
+            back = np.argsort(held.order)
+            values, index = values[:, back], index[back]
+        values = values if bits == 4 else values.view(np.uint8) ^ 128
+        zero = np.full(held.scale.shape, middle) if held.zero is None else held.zero
+        zero = zero if bits == 4 or held.zero is None else zero + middle
+        stored = (zero.astype(np.int32) - offset) & (2**bits - 1)
+        return {
+            f"{stem}.qweight": words.pack(values, bits).T,
+            f"{stem}.qzeros": words.pack(stored.T.astype(np.uint8), bits),
+            f"{stem}.scales": held.scale.T,
+            f"{stem}.g_idx": index.astype(np.int32),
+        }
+
+    return Writer(config, tensors, arrays)
