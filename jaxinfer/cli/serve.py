@@ -21,9 +21,11 @@ from jaxinfer.engine import TOP_N
 from jaxinfer.generate import POOLINGS
 from jaxinfer.model import Model
 from jaxinfer.scheduler import Limits
+from pallas_kernels.backend import platform
 
 NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 API_KEYS, ADMIN_KEY = "JAXINFER_API_KEYS", "JAXINFER_ADMIN_KEY"
+PAGE_SIZES = {"cpu": 32}  # elsewhere 128, which kernels read whole
 WARM_UP: dict[str, tuple[int | None, ...]] = {"none": (), "text": (None,), "all": (None, *TOP_N)}
 
 
@@ -61,7 +63,8 @@ def define(flags: Flags) -> None:
     flags.one(
         "page_size",
         INTEGER,
-        "positions of a page of the cache that texts share; without it each has a place of its own",
+        "positions of a page of the cache, which texts that begin the same share; without it 128, or "
+        "32 on CPU; 0: every text has a place of its own",
     )
     flags.one(
         "num_pages",
@@ -111,7 +114,7 @@ def run(values: FlagValues) -> None:
     )
     settings = server.Settings(name=values.name or _name(values.model), **keys, **_settings(values))
     settings = server.guarded(settings, values.host)
-    _check_pages(values.page_size, values.num_pages)
+    page_size = _page_size(values.page_size, values.num_pages)
     with server.listen(values.host, values.port) as listening:
         loaded = model.read(values)
         limits = dataclasses.replace(limits, max_length=_length(values, loaded))
@@ -131,7 +134,7 @@ def run(values: FlagValues) -> None:
             settings,
             limits,
             warm_up=WARM_UP[values.warm_up],
-            page_size=values.page_size,
+            page_size=page_size,
             num_pages=values.num_pages,
             memory_fraction=values.memory_fraction,
             prefix_sharing=not values.unshared_prefixes,
@@ -150,12 +153,17 @@ def run(values: FlagValues) -> None:
     output.note("stopped")
 
 
-def _check_pages(page_size: int | None, num_pages: int | None) -> None:
-    for name, value in (("page_size", page_size), ("num_pages", num_pages)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} needs to be at least 1, got {value}")
-    if num_pages is not None and page_size is None:
-        raise ValueError("--num_pages needs a --page_size, got none")
+def _page_size(page_size: int | None, num_pages: int | None) -> int | None:
+    """What the engine gets; ValueError where flags do not go together."""
+    if page_size is not None and page_size < 0:
+        raise ValueError(f"--page_size needs to be at least 0, got {page_size}")
+    if num_pages is not None and num_pages < 1:
+        raise ValueError(f"--num_pages needs to be at least 1, got {num_pages}")
+    if num_pages is not None and page_size == 0:
+        raise ValueError("--num_pages needs pages, got --page_size=0")
+    if page_size is None:
+        return PAGE_SIZES.get(platform(), 128)
+    return page_size or None
 
 
 def _room() -> ModuleType:

@@ -158,7 +158,7 @@ def test_a_row_out_of_memory_does_not_end_the_sweep(run, folder, monkeypatch):
     assert third["step_ms"] > 0
     assert failed["error"].startswith("out of memory: RESOURCE_EXHAUSTED")
     assert set(failed) == ABOUT | {"batch", "context", "error"}
-    assert any(line.split()[:3] == ["float32", "2", "16"] for line in lines)
+    assert any(line.split()[:4] == ["float32", "float32", "2", "16"] for line in lines)
 
 
 def test_other_failures_end_it(run, folder, monkeypatch):

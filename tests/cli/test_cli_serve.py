@@ -51,9 +51,7 @@ def url(process) -> str:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_start_to_end(start, folder, tmp_path, number):
     (tmp_path / "keys").write_text(f"{KEY}\nanother-key\n")
-    process = start(
-        f"--api_key_file={tmp_path / 'keys'}", "--max_queue=3", "--name=mine", "--page_size=16"
-    )
+    process = start(f"--api_key_file={tmp_path / 'keys'}", "--max_queue=3", "--name=mine")
     base = url(process)
     headers = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(base_url=base, headers=headers, timeout=60) as client:
@@ -63,6 +61,8 @@ def test_from_start_to_end(start, folder, tmp_path, number):
         answer = client.post("/v1/chat/completions", json=body).json()
         assert answer["choices"][0]["message"]["role"] == "assistant"
         assert answer["usage"]["completion_tokens"] <= 4
+        pages = re.search(r"^jaxinfer_pages ([\d.]+)$", client.get("/metrics").text, re.MULTILINE)
+        assert float(pages[1]) > 0  # unless told otherwise, texts share them
         assert client.get("/v1/models", headers={"Authorization": "no"}).status_code == 401
         admin = {"Authorization": f"Bearer {ADMIN}"}
         assert client.post("/admin/abort", headers=admin).json() == {"aborted": 0}
@@ -113,8 +113,8 @@ def test_a_port_in_use(run, folder):
         (["--max_n=0"], "max_n needs"),
         (["--grace_s=-1"], "grace_s needs"),
         (["--max_slots=0"], "slots needs to be at least 1"),
-        (["--page_size=0"], "--page_size needs"),
-        (["--num_pages=9"], "--num_pages needs a --page_size"),
+        (["--page_size=-1"], "--page_size needs to be at least 0"),
+        (["--num_pages=9", "--page_size=0"], "--num_pages needs pages"),
         (["--port=0", f"--max_length={CONTEXT + 1}"], f"2 .. {CONTEXT}"),
         (["--port=0", "--chat_template=zzz"], "needs a name among default, plain"),
     ],
