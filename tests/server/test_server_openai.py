@@ -231,7 +231,8 @@ def test_chat_logprobs(served, client, stream):
         for top, (id, value) in zip(entry.top_logprobs, expected.top_logprobs[i], strict=True):
             assert top.token == texts.text(id)
             assert top.logprob == pytest.approx(value, abs=1e-4)
-    shown = [t for t in expected.token_ids if t not in served.model.tokenizer.eos_ids]
+    added = served.model.tokenizer.backend.get_added_tokens_decoder()
+    shown = [t for t in expected.token_ids if t not in added or not added[t].special]
     whole = b"".join(bytes(texts.data(id)) for id in shown)
     assert whole.decode(errors="replace").startswith(expected.text.rstrip(REPLACEMENT))
 
