@@ -82,6 +82,10 @@ def _repeat(workers, cases, repeats, results: Results, errors, log: Log) -> None
                     errors[worker.name] = str(error)
                 else:
                     results.setdefault((worker.name, case), []).append(timed)
+                    log(
+                        f"  {worker.name}: prefill {1e3 * timed['prefill_s']:.4g} ms, decode "
+                        f"{timed['decode_tokens'] / timed['decode_s']:.4g} tokens/s"
+                    )
 
 
 def _rows(model: str, names, cases, results: Results, errors: dict[str, str]) -> list[dict]:

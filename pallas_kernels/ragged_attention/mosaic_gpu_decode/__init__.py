@@ -26,7 +26,12 @@ and back. Merging 8, 18 or 36 pieces at a time makes no difference (1 x 8,192: 1
 fewer barriers little (`unsafe_no_auto_barriers`: 16.0 for 16.5; the rows 64 x 1,024 and 1 x 1,024 were
 measured with it). Patching the new token into the stage and its page inside the kernel cost 0.8 us for one row
 of 1,024 and 7 for 64, against 1.8 and 8 for XLA's scatter before it; `Pair.begin` now starts the
-softmax from it instead, which has run in the interpreter only.
+softmax from it instead, which is right on the GPU but was not timed.
+
+In the decode step of an 8B model, cache written by XLA's scatter before: 68.9 us a layer for 64 rows of
+1,008 (3.83 TB/s), 6.2 us for one; 5.2 us for one row of the 1B model (heads of 64). Beside each call
+stand a launch that clears the semaphores (0.95 us), four for the scatter (5.1 us together for one row)
+and one for rope (1.0), and about 0.5 us between any two.
 """
 
 import dataclasses
