@@ -242,20 +242,42 @@ def write(
 
 
 def near(cache: Cache, span: int) -> Cache:
-    """The cache with only its first `span` slots, where rows own whole pages; see `put_back`."""
-    if any(table is not None for table in cache.tables):
-        return cache
-    return cache.replace(layers=jax.tree.map(lambda x: x[:, :, :span], cache.layers))
+    """The cache with only its first `span` slots, each row's in a page of its own; see `put_back`."""
+
+    def part(layer: int, pages: Pages) -> Pages:
+        table, slots = cache.table(layer), min(span, cache.ring(layer).capacity)
+        if table is None:
+            return jax.tree.map(lambda x: x[:, :, :slots], pages)
+        own = table[:, : -(-slots // pages.k.shape[2])]
+
+        def gathered(x):
+            x = jnp.swapaxes(x[own], 1, 2)  # [B, K, pages, page_size, ...]
+            return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :slots]
+
+        return jax.tree.map(gathered, pages)
+
+    layers = tuple(part(i, pages) for i, pages in enumerate(cache.layers))
+    return cache.replace(layers=layers, tables=(None,) * len(cache.tables))
 
 
-def put_back(cache: Cache, part: Cache) -> Cache:
-    """The cache after `part`, which began as `near` of it."""
+def put_back(cache: Cache, part: Cache, most: int) -> Cache:
+    """The cache after `part`, which began as `near` of it and has taken up to `most` tokens a row."""
+    row = jnp.arange(cache.lengths.shape[0], dtype=jnp.int32)[:, None]
+    positions = cache.lengths[:, None] + jnp.arange(most, dtype=jnp.int32)[None]
 
-    def whole(old, new):
-        return (
-            jax.lax.dynamic_update_slice(old, new, (0,) * old.ndim)
-            if old.shape != new.shape
-            else new
+    def whole(layer: int, old: Pages, new: Pages) -> Pages:
+        ring, table = cache.ring(layer), cache.table(layer)
+        if table is None:
+            origin = (0,) * old.k.ndim
+            return jax.tree.map(
+                lambda x, y: jax.lax.dynamic_update_slice(x, y, origin[: x.ndim]), old, new
+            )
+        slots, size = slot_of(positions, ring.capacity, ring.sinks), old.k.shape[2]
+        page = jnp.where(positions < part.lengths[:, None], table[row, slots // size], len(old.k))
+        return jax.tree.map(
+            lambda x, y: x.at[page, :, slots % size].set(y[row, :, slots], mode="drop"), old, new
         )
 
-    return part.replace(layers=jax.tree.map(whole, cache.layers, part.layers))
+    pairs = zip(cache.layers, part.layers, strict=True)
+    layers = tuple(whole(i, old, new) for i, (old, new) in enumerate(pairs))
+    return part.replace(layers=layers, tables=cache.tables)

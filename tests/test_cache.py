@@ -1,5 +1,6 @@
 """Rings are as large as their layers need, and no larger; writes land where the ring says."""
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -117,3 +118,47 @@ def test_an_unknown_type_is_refused_and_scales_count():
 def test_a_ring_needs_room_beside_its_sinks():
     with pytest.raises(ValueError, match="more slots than sinks"):
         kv.Ring(4, None, 4)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_pages_come_near_and_only_new_tokens_go_back(rng, narrow):
+    """Rows at a page's middle, past a ring's end, and idle; row 2 shares row 0's first page."""
+    rings, size, most = (kv.Ring(16), kv.Ring(8, 5)), 4, 3
+    config = tiny.config(layers=(LayerConfig(), LayerConfig(window=5)))
+    blank = kv.init_cache(
+        config, rings, (0, 1), 3, "int8" if narrow else "float32", page_size=size, num_pages=(12, 6)
+    )
+    tables = [rng.permutation(n).reshape(3, -1).astype(np.int32) for n in (12, 6)]
+    tables[0][2, 0] = tables[0][0, 0]
+    lengths = np.asarray([6, 9, 5], np.int32)
+    layers = jax.tree.map(
+        lambda x: jnp.asarray(rng.integers(-99, 99, x.shape), x.dtype), blank.layers
+    )
+    cache = blank.replace(
+        layers=layers, tables=tuple(map(jnp.asarray, tables)), lengths=jnp.asarray(lengths)
+    )
+    part = kv.near(cache, 12)
+    assert part.tables == (None, None)
+    for ring, table, kept, found in zip(rings, tables, layers, part.layers, strict=True):
+        slots = min(12, ring.capacity)
+        for x, y in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
+            assert y.shape[:3] == (3, x.shape[1], slots)
+            for row in range(3):
+                whole = np.concatenate([np.asarray(x)[page] for page in table[row]], axis=1)
+                np.testing.assert_array_equal(np.asarray(y)[row], whole[:, :slots])
+    added = np.asarray([3, 2, 0])
+    changed = jax.tree.map(
+        lambda x: jnp.asarray(rng.integers(-99, 99, x.shape), x.dtype), part.layers
+    )
+    after = kv.put_back(cache, part.replace(layers=changed, lengths=lengths + added), most)
+    assert after.tables is cache.tables
+    for ring, table, kept, new, found in zip(
+        rings, tables, layers, changed, after.layers, strict=True
+    ):
+        for x, y, z in zip(*map(jax.tree.leaves, (kept, new, found)), strict=True):
+            expected = np.array(x)
+            for row in range(3):
+                for position in range(lengths[row], lengths[row] + added[row]):
+                    slot = position % ring.capacity
+                    expected[table[row, slot // size], :, slot % size] = np.asarray(y)[row, :, slot]
+            np.testing.assert_array_equal(np.asarray(z), expected)

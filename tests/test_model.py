@@ -89,11 +89,12 @@ def test_a_stop_string_ends_the_text_before_it(model):
 def test_bad_words_are_not_said(model):
     (plain,) = model.generate("hello", temperature=0, max_new_tokens=NEW, ignore_eos=True)
     banned = (plain.token_ids[3],)
+    before = plain.token_ids.index(banned[0])
     (found,) = model.generate(
         "hello", temperature=0, max_new_tokens=NEW, ignore_eos=True, bad_word_ids=(banned,)
     )
     assert banned[0] not in found.token_ids
-    assert found.token_ids[:3] == plain.token_ids[:3]
+    assert found.token_ids[:before] == plain.token_ids[:before]
 
 
 def test_scores_are_those_of_generation(model):
