@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.quantize.tensor import INTEGER, QTensor, Weight, grid_values
+from jaxinfer.quantize.tensor import INTEGER, QTensor, Weight, grid_values, parts
 from jaxinfer.quantize.w8a8 import round_activations
 from pallas_kernels.backend import hopper, one_cpu, platform
+from pallas_kernels.skinny_matmul import skinny_matmul
 from pallas_kernels.skinny_matmul.weight import GROUP
 
 # XLA's CPU backend, by the type of a weight: how many rows of activations it meets faster as a pair
@@ -20,6 +21,9 @@ def einsum(x: jax.Array, w: Weight, dtype=None) -> jax.Array:
     float32 (int32 where activations are rounded to int8).
     """
     dtype = dtype or x.dtype
+    if isinstance(w, QTensor) and skinny(x, w):  # the logits of a decode step, above all
+        values, scale, zero = parts(w)
+        return skinny_matmul(x, values, scale, zero=zero, out_dtype=dtype)
     if one_cpu() and x.shape[0] == 1 and _narrow(w) and not _in_digits(x, w):
         # XLA's CPU backend first widens the whole weight when one row meets a narrow type; two rows
         # stay narrow

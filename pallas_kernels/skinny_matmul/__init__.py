@@ -56,7 +56,7 @@ def skinny_matmul(
         raise ValueError(f"backend needs one of {', '.join(BACKENDS)} or None, got {backend!r}")
     rules = (gate, float(norm_eps), jnp.dtype(out_dtype or x.dtype).name)
     if backend is None and hopper() and mosaic_gpu.faster(x, values):
-        blocks = mosaic_gpu.tuned_blocks(values, gate)
+        blocks = mosaic_gpu.tuned_blocks(values, gate, x.shape[0])
         if not mosaic_gpu.why_not(x, values, scale, zero, norm, gate, rules[-1], blocks):
             backend = "mosaic_gpu"
     return _product(backend or "xla", rules, x, values, scale, zero, bias, residual, norm, prefetch)

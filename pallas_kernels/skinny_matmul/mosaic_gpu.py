@@ -1,4 +1,4 @@
-"""Up to sixteen rows on Hopper: weights straight from memory into registers, products on tensor cores.
+"""Few rows on Hopper: up to sixteen, weights straight from memory into registers; above, `wide`.
 
 A block of threads owns some rows of the weight and all of `in`; it needs no other block. Weights
 are widened to bfloat16 in registers, exactly and with few instructions, and tensor cores multiply
@@ -56,7 +56,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.skinny_matmul.product import PAD, Blocks, Product, step_of
+from pallas_kernels.skinny_matmul import wide
+from pallas_kernels.skinny_matmul.product import PAD, Blocks, Product, Wide, step_of
 from pallas_kernels.skinny_matmul.row import RowThread
 from pallas_kernels.skinny_matmul.thread import Thread
 from pallas_kernels.skinny_matmul.weight import kind_of, shape_of
@@ -73,30 +74,37 @@ def _tuned() -> dict:
     return json.loads(TUNED.read_text())
 
 
-def tuned_blocks(values: jax.Array, gate: str | None) -> Blocks:
-    """The blocks that measured fastest for the nearest shape of the same kind."""
+def tuned_blocks(values: jax.Array, gate: str | None, rows: int = 1) -> Blocks | Wide:
+    """The blocks for the nearest shape of the same kind, for so many rows of activations."""
     (out, columns), tuned = shape_of(values), _tuned()
     kind = kind_of(values)
+    kind = "int8" if kind == "fp8" else kind
 
     def distance(entry):
         apart = abs(math.log2(entry["out"] / out)) + abs(math.log2(entry["in"] / columns))
         return apart + 10 * (entry["gated"] != (gate is not None))
 
-    nearest = min(tuned["blocks"]["int8" if kind == "fp8" else kind], key=distance)
+    if rows > MAX_ROWS:
+        nearest = min(tuned["wide"]["blocks"][kind], key=distance)
+        return Wide(**{name: nearest[name] for name in ("groups", "stages", "split")})
+    nearest = min(tuned["blocks"][kind], key=distance)
     sizes = {name: nearest[name] for name in ("warps", "tiles", "unroll", "whole")}
     return Blocks(**sizes, prefetch=tuned["prefetch"])
 
 
 def faster(x: jax.Array, values: jax.Array) -> bool:
     """Whether the kernel beats XLA: as measured for one row and large weights, beyond doubt for
-    four bits.
+    four bits; with more rows than MAX_ROWS, where the tuned file says so ("on": false until that is
+    measured).
     """
-    kind = kind_of(values)
+    kind, tuned = kind_of(values), _tuned()
+    if x.shape[0] > MAX_ROWS:
+        low, high = tuned["wide"]["rows"]
+        large = values.nbytes >= tuned["from_bytes"]
+        return tuned["wide"]["on"] and low <= x.shape[0] <= high and large
     if kind == "int4":
         return 0 < x.shape[0] <= MAX_ROWS
-    return (
-        x.shape[0] == 1 and kind in _tuned()["blocks"] and values.nbytes >= _tuned()["from_bytes"]
-    )
+    return x.shape[0] == 1 and kind in tuned["blocks"] and values.nbytes >= tuned["from_bytes"]
 
 
 def fitting(blocks: Blocks, kind: str, T: int, columns: int, normed: bool) -> Blocks | None:
@@ -117,7 +125,7 @@ def fitting(blocks: Blocks, kind: str, T: int, columns: int, normed: bool) -> Bl
     return fitting(tiles, kind, T, columns, normed) if blocks.whole else None
 
 
-def why_not(x, values, scale, zero, norm, gate, out_dtype, blocks: Blocks) -> str | None:
+def why_not(x, values, scale, zero, norm, gate, out_dtype, blocks: Blocks | Wide) -> str | None:
     """Why the kernel cannot take these arguments, or None."""
     kind, (_, columns) = kind_of(values), shape_of(values)
     T = x.shape[0]
@@ -126,12 +134,14 @@ def why_not(x, values, scale, zero, norm, gate, out_dtype, blocks: Blocks) -> st
     given = [a.dtype for a in (scale, norm) if a is not None] + [jnp.dtype(out_dtype)]
     if not all(dtype in (jnp.float32, jnp.bfloat16) for dtype in given):
         return f"needs scales, norms and results in float32 or bfloat16, got {given}"
-    if not 0 < T <= MAX_ROWS:
-        return f"takes 1 to {MAX_ROWS} rows, got {T}"
     if zero is not None:
         return "takes no zero points"
     if gate is not None and gate not in GATES:
         return f"knows the gates {', '.join(GATES)}, got {gate!r}"
+    if isinstance(blocks, Wide):
+        return wide.why_not(x, values, scale, gate, blocks)
+    if not 0 < T <= MAX_ROWS:
+        return f"takes 1 to {MAX_ROWS} rows with {blocks}, got {T}"
     if fitting(blocks, kind, T, columns, norm is not None) is None:
         return f"needs a multiple of 1,024 columns (here and there of less), got {columns}"
     sums = blocks.warps * (T + 8 * -(-T // 8) * 32)
@@ -153,15 +163,21 @@ def skinny_matmul(
     gate,
     norm_eps,
     out_dtype,
-    blocks: Blocks | None = None,
+    blocks: Blocks | Wide | None = None,
+    interpret=None,
 ):
-    """Shapes as the package's function. NotImplementedError for what the kernel cannot take."""
+    """Shapes as the package's function. NotImplementedError for what the kernel cannot take.
+    interpret: as `plgpu.kernel` has it, for the wide form.
+    """
     kind, (out, columns) = kind_of(values), shape_of(values)
     T = x.shape[0]
-    blocks = blocks or tuned_blocks(values, gate)
+    blocks = blocks or tuned_blocks(values, gate, T)
     reason = why_not(x, values, scale, zero, norm, gate, out_dtype, blocks)
     if reason:
         raise NotImplementedError(f"the Mosaic GPU kernel {reason}; use backend='xla'")
+    if isinstance(blocks, Wide):
+        rules = dict(gate=gate, out_dtype=out_dtype, norm_eps=norm_eps, interpret=interpret)
+        return wide.skinny_matmul(x, values, scale, bias, residual, norm, **rules, blocks=blocks)
     blocks = fitting(blocks, kind, T, columns, norm is not None)
     assert blocks is not None
     given = dict(x=x, values=values, scale=scale, bias=bias, residual=residual, norm=norm)

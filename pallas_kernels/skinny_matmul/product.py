@@ -29,6 +29,17 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Wide:
+    """The wide form's. groups: warpgroups that multiply in a block, 1, 2 or 4, each 64 rows of weights
+    (gated: of each half). stages: of its ring, at most. split: parts of `in`.
+    """
+
+    groups: int = 2
+    stages: int = 8
+    split: int = 1
+
+
+@dataclass(frozen=True)
 class Product:
     """One call, as known when it is compiled."""
 
