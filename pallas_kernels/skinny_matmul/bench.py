@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.skinny_matmul import BACKENDS, mosaic_gpu, skinny_matmul
 from pallas_kernels.skinny_matmul.cases import CASES, Case
-from pallas_kernels.skinny_matmul.mosaic_gpu import Blocks
+from pallas_kernels.skinny_matmul.mosaic_gpu import MAX_ROWS, Blocks
+from pallas_kernels.skinny_matmul.product import Wide
 from pallas_kernels.skinny_matmul.weight import GROUP
 
 KINDS = ("bfloat16", "int8", "float8_e4m3fn", "int4")
@@ -32,6 +33,10 @@ SWEEP = [
     for warps, tiles, unroll, whole in itertools.product(
         (4, 8, 16), (1, 2), (2, 4, 8), (True, False)
     )
+]
+SWEEP_WIDE = [
+    Wide(groups, stages=8, split=split)
+    for groups, split in itertools.product((1, 2, 4), (1, 2, 3, 4, 6, 8))
 ]
 
 
@@ -119,12 +124,12 @@ def report(seconds: float, count: int, **labels) -> None:
     print(json.dumps({**labels, **rates, "bytes": count}), flush=True)
 
 
-def runs_of(names: list[str], sweep: bool) -> list[tuple[dict, Callable]]:
+def runs_of(names: list[str], sweep: list) -> list[tuple[dict, Callable]]:
     """What is compared: (labels, a function with skinny_matmul's arguments)."""
     found: list[tuple[dict, Callable]] = [
         (dict(backend=name), functools.partial(skinny_matmul, backend=name)) for name in names
     ]
-    for blocks in SWEEP if sweep else ():
+    for blocks in sweep:
 
         def run(x, values, scale, *, gate=None, residual=None, norm=None, prefetch=None, b=blocks):
             rules = dict(gate=gate, norm_eps=1e-6, out_dtype=x.dtype, blocks=b)
@@ -176,11 +181,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layer", action="store_true", help="a layer's products in a chain")
     parser.add_argument("--sweep", action="store_true", help="the kernel with many block sizes")
     chosen = parser.parse_args(arguments)
-    runs = runs_of(chosen.backends, chosen.sweep)
     device = jax.devices()[0].device_kind
     print(json.dumps(dict(device=device, jax=jax.__version__)), flush=True)
     for model, kind, T in itertools.product(chosen.models, chosen.kinds, chosen.rows):
-        measure(model, kind, T, runs, chosen.layer)
+        sweep = (SWEEP if T <= MAX_ROWS else SWEEP_WIDE) if chosen.sweep else []
+        measure(model, kind, T, runs_of(chosen.backends, sweep), chosen.layer)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def test_it_prints_a_line_a_measurement(monkeypatch, capsys, layers):
     monkeypatch.setattr(bench, "CASES", cases)
     monkeypatch.setattr(bench, "TOTAL", 1)
     monkeypatch.setattr(bench, "SECONDS", 1e-4)
-    runs = bench.runs_of(["xla", "mosaic_gpu"], False)
+    runs = bench.runs_of(["xla", "mosaic_gpu"], [])
     bench.measure("tiny", "int4", 2, runs, layers)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     measured = [line for line in lines if line["backend"] == "xla"]
@@ -34,7 +34,9 @@ def test_bytes_are_those_of_values_and_scales():
     assert bench.bytes_of(weight) == 16 * 128 + 16 * 2 * 2
 
 
-def test_a_sweep_tries_both_forms():
-    blocks = [labels["blocks"] for labels, _ in bench.runs_of([], True)]
-    assert {entry["whole"] for entry in blocks} == {True, False}
+def test_a_sweep_tries_all_forms():
+    blocks = [
+        labels["blocks"] for labels, _ in bench.runs_of([], [*bench.SWEEP, *bench.SWEEP_WIDE])
+    ]
+    assert {entry.get("whole") for entry in blocks} == {True, False, None}
     assert len({json.dumps(entry) for entry in blocks}) == len(blocks)
