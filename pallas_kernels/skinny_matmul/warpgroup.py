@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.skinny_matmul.product import Wide
-from pallas_kernels.skinny_matmul.widen import CHUNK, TILE, widened
+from pallas_kernels.skinny_matmul.widen import CHUNK, TILE, load, widened
 
 WGMMA = plgpu.Layout.WGMMA
 TURNED = plgpu.Layout.WGMMA_TRANSPOSED
@@ -205,7 +205,7 @@ class Worker:
 
     @property
     def accumulator(self):
-        return plgpu.ACC((TILE, self.form.rows), jnp.float32)
+        return plgpu.WGMMAAccumulatorRef((TILE, self.form.rows), jnp.float32)
 
     def add(self, group, stage, side, sums) -> None:
         """Begin to add a stage's products for one side to `sums`, in registers."""
@@ -220,7 +220,7 @@ class Worker:
 
     def per_row(self, source) -> jax.Array:
         """TILE numbers of memory, each across a row of sums, in float32."""
-        column = plgpu.load(source, layout=WGMMA.reduce(1), optimized=False).astype(jnp.float32)
+        column = load(source, layout=WGMMA.reduce(1), optimized=False).astype(jnp.float32)
         return lax.broadcast_in_dim(column, (TILE, self.form.rows), [0])
 
     def finish(self, row, part, sums: list) -> None:

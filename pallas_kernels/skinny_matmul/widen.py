@@ -7,6 +7,8 @@ column CHUNK / 4 * t on, calls its p-th pair of them columns 8 p + 2 t and follo
 activations' columns are dealt out in the same order (`dealt`). No thread needs another's bytes.
 """
 
+import functools
+
 import jax
 import jax.experimental.mosaic.gpu as mgpu
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -20,6 +22,10 @@ from pallas_kernels.skinny_matmul.weight import ORDER
 
 TILE = 64  # rows of weights that a warpgroup multiplies at once
 CHUNK = 128  # columns of a stage; a group of four-bit weights
+
+
+# JAX 0.10 demands the index that 0.11 warns of.
+load = functools.partial(plgpu.load, **({"idx": ()} if jax.__version_info__ < (0, 11) else {}))
 
 
 def dealt(x: jax.Array) -> jax.Array:
@@ -61,7 +67,7 @@ def widened(source, kind: str, interpret: bool) -> jax.Array:
                 found[i, half] = vector.bitcast(pair, _vector(word))
         return mgpu.FragmentedArray(_registers=registers, _layout=target, _is_signed=None)
 
-    given = plgpu.load(source, layout=layout)
+    given = load(source, layout=layout)
     wide = plgpu.ShapeDtypeStruct(shape, jnp.bfloat16, layout=plgpu.Layout.WGMMA)
     return plgpu.inline_mgpu(arg_types=(layout,), return_type=wide)(emit)(given)
 
