@@ -98,6 +98,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 QUANTIZATION: tuple[Column, ...] = (
     ("weights", lambda row: row["name"]),
     ("MB", lambda row: f"{row['candidate']['weight_bytes'] / 1e6:.1f}"),
+    ("KV bytes/token", lambda row: f"{row['candidate']['kv_bytes_per_token']:,}"),
     ("perplexity", lambda row: f"{row['candidate']['perplexity']:.3f}"),
     ("change", lambda row: _change(row["perplexity_rise"], row["perplexity_rise_error"])),
     ("KL, nats", lambda row: f"{row['kl']['mean']:.2g}"),
@@ -164,7 +165,22 @@ def _quantization(document: dict) -> list[str]:
         f"({bar['best']}, {_change(bar['perplexity_rise'], bar['error'])})"
         for bar in document["bars"]
     ]
-    return [about, _table(QUANTIZATION, [first, *document["rows"]]), f"{'; '.join(bars)}."]
+    found = [about, _table(QUANTIZATION, [first, *document["rows"]]), f"{'; '.join(bars)}."]
+    tried = [row for row in document["rows"] if "tried" in row]
+    return [*found, _tried(tried, document["choosing_tokens"])] if tried else found
+
+
+def _tried(rows: Sequence[dict], tokens: int) -> str:
+    """What a setting was chosen by."""
+    words = []
+    for row in rows:
+        changes = {each["clip"]: f"{each['perplexity_rise']:+.2%}" for each in row["tried"]}
+        chosen = "clipped" if row["clip"] else "whole"
+        words.append(f"{row['name']}: {changes[True]} and {changes[False]}, {chosen}")
+    return (
+        "Whether GPTQ's grids leave out a group's largest weights (clipped) or cover all (whole) was chosen by "
+        f"the perplexity of {tokens:,} tokens of other training text, the one then the other: {'; '.join(words)}."
+    )
 
 
 def _change(rise: float, error: float) -> str:

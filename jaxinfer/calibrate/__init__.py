@@ -37,16 +37,19 @@ def calibrate(
     window: int = WINDOW,
     tokens: int = TOKENS,
     act_order: bool = True,
+    clip: bool = True,
     dtype=None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Loaded:
     """Quantize a Hugging Face checkpoint by what its layers see of a text.
 
     ids: the text. windows of `window` tokens at even distances of it, `tokens` in all at most, run
-    through the model without a cache. act_order: GPTQ's order of columns. dtype: of what is not
-    quantized (None: as loading would choose). progress(layers done, layers in all). GPTQ's layers
-    see what the quantized layers before them give (section 4 of its paper), others' what the float
-    ones give. Parameters are laid out for one shard; saved, they restore on any mesh.
+    through the model without a cache. act_order: GPTQ's order of columns. clip: whether
+    GPTQ's four-bit grids leave out the largest weights of a group where the text says that it costs
+    less (as its authors' `mse` option). dtype: of what is not quantized (None: as loading would
+    choose). progress(layers done, layers in all). GPTQ's layers see what the quantized layers before
+    them give (section 4 of its paper), others' what the float ones give. Parameters are laid out
+    for one shard; saved, they restore on any mesh.
     ValueError: too little text, or a recipe that does not fit; CheckpointError: the checkpoint
     cannot be used.
     """
@@ -71,7 +74,9 @@ def calibrate(
             after.append(np.asarray(y))
         seen = {name: seen[name] for name in linears(p)}  # jit sorts names
         try:
-            small = quantize_layer(p, seen, recipe, config, own, act_order=act_order, dtype=wanted)
+            small = quantize_layer(
+                p, seen, recipe, config, own, act_order=act_order, clip=clip, dtype=wanted
+            )
         except CalibrationError:
             raise
         except ValueError as error:

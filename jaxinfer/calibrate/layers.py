@@ -38,12 +38,14 @@ def quantize_layer(
     layer: LayerConfig,
     *,
     act_order: bool = True,
+    clip: bool = True,
     dtype: np.dtype,
 ) -> Layer:
     """A float32 layer (of one shard), and what its linear maps have seen -> the layer by `recipe`.
 
-    dtype: in which norms and biases will be kept. ValueError: groups that do not divide, weights
-    that are not finite; CalibrationError: activations that are not.
+    act_order, clip: as `calibrate` takes them. dtype: in which norms and biases will be kept.
+    ValueError: groups that do not divide, weights that are not finite; CalibrationError:
+    activations that are not.
     """
     for name in linears(p):
         if not bool(jnp.isfinite(seen[name].total).all()):
@@ -58,7 +60,11 @@ def quantize_layer(
     new = {}
     for name, value in linears(p).items():
         w = _float(value)
-        held = _weight(w, seen[name], recipe, recipe.form(w.shape[1]), name, act_order)
+        form = recipe.form(w.shape[1])
+        if recipe.method == "gptq":
+            held = _gptq(w, seen[name], recipe, form, act_order, clip)
+        else:
+            held = _weight(w, seen[name], recipe, form, name)
         if name in factors:
             held = held.replace(smooth=1 / factors[name])
         new[name] = dataclasses.replace(value, w=held)
@@ -93,9 +99,7 @@ def _smooth(p, seen, recipe, config, layer, dtype):
     return p, seen, factors
 
 
-def _weight(w, own: Statistics, recipe: Recipe, form, name: str, act_order: bool) -> QTensor:
-    if recipe.method == "gptq":
-        return _gptq(w, own, recipe, form, act_order)
+def _weight(w, own: Statistics, recipe: Recipe, form, name: str) -> QTensor:
     columns = None
     if recipe.method == "awq" and form.group and name not in NOT_CLIPPED:
         w = _clip(w, own.gram, group=form.group, symmetric=recipe.symmetric)
@@ -108,10 +112,10 @@ def _weight(w, own: Statistics, recipe: Recipe, form, name: str, act_order: bool
     return QTensor(method=form.method, **{key: jnp.asarray(x) for key, x in found.items()})
 
 
-def _gptq(w, own: Statistics, recipe: Recipe, form, act_order: bool) -> QTensor:
+def _gptq(w, own: Statistics, recipe: Recipe, form, act_order: bool, clip: bool) -> QTensor:
     grid.check_finite(np.asarray(w), form.kind)
     grids = w
-    if form.group:  # as the authors' `mse` option, by what the activations show
+    if form.group and clip:  # as the authors' `mse` option, by what the activations show
         grids = _clip(w, own.gram, group=form.group, symmetric=recipe.symmetric)
     for damp in (gptq.DAMP, 10 * gptq.DAMP, 100 * gptq.DAMP):
         numbers, scale, zero = _solve(

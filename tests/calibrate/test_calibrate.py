@@ -82,6 +82,19 @@ def test_gptq_beats_rounding_to_nearest_through_the_model(folder, text):
     assert ours < theirs
 
 
+def test_grids_of_gptq_leave_out_large_weights_unless_told_not_to(folder, text):
+    """Whole, each scale is that of its group's largest weight; clipped, some are smaller."""
+    recipe = Recipe("gptq", group=16)
+    cut, whole = (
+        calibrate(folder / "hf", recipe, text, window=50, clip=clip).params.layers[0].mlp.up.w
+        for clip in (True, False)
+    )
+    plain = weights.load(folder / "hf", quantize=Recipe("int4", group=16)).params.layers[0].mlp.up.w
+    np.testing.assert_array_equal(whole.scale, plain.scale)
+    assert (cut.scale <= whole.scale).all()
+    assert (cut.scale < whole.scale).any()
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_layers_of_gptq_see_what_quantized_layers_give_others_what_float_ones(folder, text, method):
     recipe = Recipe(method, group=16)

@@ -30,7 +30,9 @@ class Case:
             self.p = planted(self.p)
         D, T = self.config.d_model, 4 * 32
         mixed = rng.normal(size=(T, D)) @ rng.normal(size=(D, D)) / D**0.5
-        self.x = jnp.asarray(mixed * np.exp(rng.normal(size=D)), jnp.float32)
+        sizes = np.exp(rng.normal(size=D))
+        sizes[list(LARGE)] = 1  # so that a hundred times as much is an outlier
+        self.x = jnp.asarray(mixed * sizes, jnp.float32)
         tokens = jnp.zeros((4, 32), jnp.int32)
         self.batch = ragged.rectangle(tokens, jnp.full(4, 32), jnp.zeros(4, jnp.int32))
         empty = {

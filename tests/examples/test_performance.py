@@ -162,8 +162,14 @@ def test_other_kinds_and_rows_without_a_measurement():
 
 
 def test_quantization_shows_quality_beside_bytes_and_its_bars():
-    reference = {"perplexity": 12.3456, "weight_bytes": 39.2e6, "decode_tokens_per_s": 310.4}
-    candidate = {"perplexity": 12.4, "weight_bytes": 19.84e6, "decode_tokens_per_s": 571.0}
+    held = {"kv_bytes_per_token": 10240}
+    reference = {
+        "perplexity": 12.3456,
+        "weight_bytes": 39.2e6,
+        "decode_tokens_per_s": 310.4,
+        **held,
+    }
+    candidate = {"perplexity": 12.4, "weight_bytes": 19.84e6, "decode_tokens_per_s": 571.0, **held}
     row = {
         "name": "int8",
         "candidate": candidate,
@@ -184,8 +190,8 @@ def test_quantization_shows_quality_beside_bytes_and_its_bars():
         bars=[{**bar, "met": True}, {**bar, "bar": "other", "met": False}],
     )
     lines = markdown.page([{**found, "path": "a/m.json"}]).splitlines()
-    assert "| bfloat16 (reference) | 39.2 | 12.346 | 0 | 0 | 100.0% | 310 |" in lines
-    assert "| int8 | 19.8 | 12.400 | +0.04% ± 0.01% | 0.00012 | 99.1% | 571 |" in lines
+    assert "| bfloat16 (reference) | 39.2 | 10,240 | 12.346 | 0 | 0 | 100.0% | 310 |" in lines
+    assert "| int8 | 19.8 | 10,240 | 12.400 | +0.04% ± 0.01% | 0.00012 | 99.1% | 571 |" in lines
     assert any("[picture](a/m.png)" in line and "60,000 tokens" in line for line in lines)
     assert lines[-1] == (
         "int8 within 0.1%: met (int8, +0.04% ± 0.01%); other: missed (int8, +0.04% ± 0.01%)."
