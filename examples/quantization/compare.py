@@ -140,12 +140,16 @@ class Bench:
         return Text(self._tokenizer.encode(text), len(text.encode()))
 
 
-def document(bench: Bench, rows: list[dict], values: argparse.Namespace, argv) -> dict:
-    """What is written: where the numbers come from, the reference, a row a variant, the bars."""
+def heading(argv: Sequence[str]) -> dict:
+    """Where the numbers come from; to be asked before anything is written, which changes the tree."""
+    head = environment.describe(KIND, (), environment.hardware())
+    return {**head, "command": shlex.join(["python", "-m", "examples.quantization.compare", *argv])}
+
+
+def document(head: dict, bench: Bench, rows: list[dict], values: argparse.Namespace) -> dict:
+    """What is written: `heading`, the reference, a row a variant, the bars."""
     together = quality.together(rows)
     rows = together.pop("candidates")
-    head = environment.describe(KIND, (), environment.hardware())
-    head["command"] = shlex.join(["python", "-m", "examples.quantization.compare", *argv])
     texts = {
         "model": values.model.resolve().name,
         "held_out_tokens": len(bench.held_out.ids),
@@ -192,14 +196,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
 def _measure(values: argparse.Namespace, bench: Bench, argv: Sequence[str]) -> dict:
     """Row after row, kept as soon as it is measured; then the picture."""
     chosen = [v for v in variants() if values.only is None or values.only in v.name]
-    rows, found = [], {}
+    head, rows, found = heading(argv), [], {}
     for variant in chosen:
         row = bench.measure(variant)
         rows.append(row)
         words = f"{row['perplexity_rise']:+.3%} ± {row['perplexity_rise_error']:.3%}"
         size = row["candidate"]["weight_bytes"] / 1e6
         print(f"{variant.name}: {size:.1f} MB, perplexity {words}", file=sys.stderr, flush=True)
-        found = document(bench, rows, values, argv)
+        found = document(head, bench, rows, values)
         values.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if rows:
         shown = {"reference": found["reference"], "tokens": found["tokens"], "candidates": rows}
