@@ -141,7 +141,7 @@ class Bench:
 
 
 def heading(argv: Sequence[str]) -> dict:
-    """Where the numbers come from; to be asked before anything is written, which changes the tree."""
+    """Where the numbers come from."""
     head = environment.describe(KIND, (), environment.hardware())
     return {**head, "command": shlex.join(["python", "-m", "examples.quantization.compare", *argv])}
 

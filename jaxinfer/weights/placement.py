@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxinfer import quantize, sharding
 from jaxinfer.models.linear import Leaf, Piece
 
-ROWS_BYTES = 8 << 20  # of float32, beside some copies while they are rounded
+ROWS_BYTES = 1 << 20  # of float32, beside some copies while they are rounded (in a core's cache)
 Fill = Callable[[str, int, int, np.ndarray], None]
 
 

@@ -77,18 +77,18 @@ def test_no_second_copy(folders):
 def test_quantizing_never_holds_the_full_precision_model(folders, method, least, most):
     peak, held = _measure(folders, method)
     assert least < held < most
-    assert peak < held + 60e6
+    assert peak < held + 25e6
 
 
-WIDE = {
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 3,
+WIDE = {  # some layers of about the shape of a model of 360M
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 5,
     "vocab_size": 1001,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
 }
-LAYER = 2 * (4 * 2048 * 2048 + 3 * 2048 * 5632)  # bytes of one, as the files hold it
+LAYER = 2 * (4 * 1024 * 1024 + 3 * 1024 * 2816)  # bytes of one, as the files hold it
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def wide(tmp_path_factory):
     return small, large
 
 
-@pytest.mark.parametrize("method", ["int8", "int4", "llm_int8"])
+@pytest.mark.parametrize("method", ["int8", "int4", "fp8", "w8a8", "llm_int8"])
 def test_quantizing_holds_the_small_form_and_less_than_one_layer(wide, method):
     peak, held = _measure(wide, method)
-    assert held < 3.2 * LAYER / (2 if method != "int4" else 3.4)
+    assert held < 5.3 * LAYER / (2 if method != "int4" else 3.4)
     assert peak <= held + LAYER
