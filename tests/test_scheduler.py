@@ -55,7 +55,11 @@ def test_random_traffic_respects_every_limit(rng, pages):
         assert len(scheduler.running) <= limits.slots
         assert sum(len(chunk.tokens) for chunk in plan.chunks) <= limits.budget
         assert not {chunk.slot for chunk in plan.chunks} & set(plan.decode)
-        assert plan.steps == 1 or not (plan.chunks or scheduler.waiting)
+        assert plan.steps == 1 or not plan.chunks
+        if scheduler.waiting and plan.steps > 1:  # who waits could not enter, nor soon
+            assert len(scheduler.running) == limits.slots or pages
+            runs = [scheduler.running[slot] for slot in plan.decode]
+            assert {s.planned - len(s.tokens) for s in runs} == {plan.steps}
         read |= {s: s.reused for s in plan.admitted}
         for chunk in plan.chunks:
             s = scheduler.running[chunk.slot]
@@ -105,6 +109,56 @@ def test_who_ranks_last_gives_way_and_comes_back(rng, first):
     assert pair[1 - first].visits == 1 + scheduler.preemptions
     assert order == [first, 1 - first]
     assert [len(s.tokens) for s in pair] == [16, 16]
+
+
+def test_a_queue_that_cannot_enter_does_not_slow_those_who_run(rng):
+    """Bursts end where the first of them does, and the next enters at once."""
+    scheduler = Scheduler(Limits(slots=2, max_length=64, decode_steps=4))
+    prompts = tiny.prompts(rng, (3, 3, 3))
+    first, second, third = (
+        scheduler.add(request(i, p, new), ())
+        for i, (p, new) in enumerate(zip(prompts, (7, 20, 5), strict=True))
+    )
+    steps = []
+    while not first.finished:
+        plan = scheduler.plan()
+        steps.append(plan.steps)
+        play(scheduler, plan, rng)
+    assert steps == [1, 4, 2]
+    assert third.slot < 0
+    assert scheduler.plan().admitted == (third,)
+    assert not second.finished
+
+
+def test_bursts_end_for_those_who_can_enter(rng):
+    """One made a place: a plan made before its last tokens have come is short, so that who waits
+    enters soon.
+    """
+    scheduler = Scheduler(Limits(slots=2, max_length=64, decode_steps=4))
+    prompts = tiny.prompts(rng, (3, 3, 3))
+    for i, (p, new) in enumerate(zip(prompts, (5, 20, 5), strict=True)):
+        scheduler.add(request(i, p, new), ())
+    play(scheduler, scheduler.plan(), rng)
+    running = dict(scheduler.running)
+    ahead = scheduler.plan()
+    assert ahead.steps == 4
+    assert scheduler.plan().steps == 1  # the first has nothing left to be asked for
+    for slot in ahead.decode:
+        for _ in range(ahead.steps):
+            scheduler.record(running[slot], 5, None, None)
+    assert len(scheduler.plan().admitted) == 1
+
+
+def test_pages_too_few_for_the_next_are_no_reason_for_single_steps(rng):
+    scheduler = Scheduler(
+        Limits(slots=3, max_length=32, chunk=8, decode_steps=4), Allocator(4, [Group(9, 8)])
+    )
+    prompts = tiny.prompts(rng, (8, 8, 16))
+    for i, p in enumerate(prompts):
+        scheduler.add(request(i, p, 8), ())
+    play(scheduler, scheduler.plan(), rng)
+    plan = scheduler.plan()
+    assert [len(plan.chunks), len(scheduler.waiting), plan.steps] == [0, 1, 4]
 
 
 def test_who_follows_a_grammar_is_asked_for_one_token_at_a_time(rng):

@@ -84,8 +84,8 @@ class Scheduler:
         for s in tuple(self.running.values()):
             if self._switches(s) and s.settled and s.left > 0:
                 self._requeue(s)
-        admitted, changes = self._admit()
-        steps = self._steps()
+        admitted, changes, soon = self._admit()
+        steps = 1 if soon else self._steps()
         budget, chunks, decode = self.limits.budget, [], []
         for s in sorted(self.running.values(), key=_rank):
             if s.slot < 0:  # has given way to one before it
@@ -203,15 +203,16 @@ class Scheduler:
                 "wait for some to finish, or raise the limit `queue`"
             )
 
-    def _admit(self) -> tuple[list[Sequence], list[tuple[int, Change]]]:
+    def _admit(self) -> tuple[list[Sequence], list[tuple[int, Change]], bool]:
         """Who enters a slot, in the order of ranks. Who waits for a token under way, or for a page
         that another is about to write, has its slot kept free; who may have made a step fail enters
-        alone.
+        alone. Last: whether somebody who still waits may enter before anybody finishes.
         """
-        admitted, changes, at, kept = [], [], 0, 0
+        admitted, changes, at, kept, alone = [], [], 0, 0, False
         while at < len(self.waiting) and self._slots.free > kept:
             s = self.waiting[at]
-            if self.running and (s.suspect or any(r.suspect for r in self.running.values())):
+            alone = s.suspect or any(r.suspect for r in self.running.values())
+            if self.running and alone:
                 break
             ready, blocks = s.settled, 0
             if ready:
@@ -227,7 +228,7 @@ class Scheduler:
             del self.waiting[at]
             changes += self._enter(s, blocks)
             admitted.append(s)
-        return admitted, changes
+        return admitted, changes, kept > 0 or alone
 
     def _hit(self, s: Sequence) -> int:
         """How many blocks s can begin with; -1 where it should wait for the next one."""
@@ -338,19 +339,27 @@ class Scheduler:
         return not s.prefilling and s.computed == self.limits.rope_switch > 0
 
     def _steps(self) -> int:
-        """How many tokens to decode at once: several only where nobody waits, reads a prompt or
-        follows a grammar, and there are pages for all of them.
+        """How many tokens to decode at once: several only where nobody reads a prompt or follows a
+        grammar, and there are pages for all of them. While others wait, until the first of those
+        who run is at its end, so that its slot is soon theirs.
         """
         running = self.running.values()
-        if self.waiting or any(s.prefilling or s.matcher is not None for s in running):
+        if any(s.prefilling or s.matcher is not None for s in running):
             return 1
-        decoding = [s for s in self.running.values() if s.left > 0]
+        decoding = [s for s in running if s.left > 0]
+        lefts = [s.left for s in running]
+        left = (min if self.waiting else max)(lefts, default=1)
         switch = self.limits.rope_switch
         until = [switch - s.computed for s in decoding if s.computed < switch]
-        left = max((s.left for s in decoding), default=1)
-        steps = min(self.limits.decode_steps, left, *until)
-        if self._allocator is not None:
-            ends = [(s.holding, s.computed + min(steps, s.left)) for s in decoding]
-            lacking = sum(self._allocator.lacking(h, end) for h, end in ends if h is not None)
-            steps = steps if self._allocator.enough(lacking) else 1
+        steps = max(1, min(self.limits.decode_steps, left, *until))
+        while steps > 1 and not self._pages_for(decoding, steps):
+            steps //= 2
         return steps
+
+    def _pages_for(self, decoding: list[Sequence], steps: int) -> bool:
+        """Whether all can decode so far without anybody giving way."""
+        if self._allocator is None:
+            return True
+        ends = [(s.holding, s.computed + min(steps, s.left)) for s in decoding]
+        lacking = sum(self._allocator.lacking(h, end) for h, end in ends if h is not None)
+        return self._allocator.enough(lacking)

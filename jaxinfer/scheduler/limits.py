@@ -7,9 +7,10 @@ from dataclasses import dataclass
 class Limits:
     """slots: sequences at once. max_length: positions of one sequence. chunk: prompt tokens of one
     sequence in one step; budget: of all. decode_steps: tokens decoded before the host looks again,
-    where nobody waits. endless: the ring may wrap, so that max_length does not bound a sequence.
-    rope_switch: the length at which a sequence's rope changes (longrope), or 0. rope_follows: it
-    changes with every token (dynamic), so that tokens are read again one at a time.
+    where nobody reads a prompt or could begin to. endless: the ring may wrap, so that max_length
+    does not bound a sequence. rope_switch: the length at which a sequence's rope changes
+    (longrope), or 0. rope_follows: it changes with every token (dynamic), so that tokens are read
+    again one at a time.
     reuse: a slot remembers what its last sequence left in the cache, and a prompt that asks for it
     and begins the same starts there; at most `rollback` positions may be forgotten again (what a
     wrapped ring still holds beyond its window).

@@ -6,8 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from jaxinfer.cache import Ring
 from jaxinfer.config import LayerConfig, Rope
 from jaxinfer.engine import Engine, memory
+from jaxinfer.pages import Allocator
+from jaxinfer.request import Request, SamplingParams
+from jaxinfer.scheduler import Limits, Scheduler
 from tests import tiny
 from tests.engine.small import LIMITS, PAGE
 
@@ -75,3 +79,34 @@ def test_a_stream_needs_pages_for_all_that_it_keeps(model):
     with pytest.raises(ValueError, match="num_pages of at least 8, got 7"):
         Engine(*model, endless, num_pages=7, **options)
     assert Engine(*model, endless, num_pages=8, **options).idle
+
+
+@pytest.mark.parametrize("window", [None, 9, 30])
+def test_enough_pages_for_all_slots_make_nobody_give_way(rng, window):
+    """However far plans run ahead of what has been recorded, and at the longest lengths."""
+    slots, size, longest = 4, 8, 64
+    limits = Limits(slots=slots, max_length=longest, chunk=16, budget=24, decode_steps=4)
+    rings = [Ring(longest)]
+    if window is not None:
+        most = limits.chunk + size - 1
+        rings.append(Ring(-(-min(longest, window + most - 1) // size) * size, window))
+    groups = memory.plan_groups(rings, limits, size, None)
+    assert groups[0].pages == slots * longest // size
+    scheduler = Scheduler(limits, Allocator(size, groups))
+    for i, p in enumerate(tiny.prompts(rng, rng.integers(1, longest - 1, 20), 50)):
+        params = SamplingParams(max_new_tokens=longest - len(p))
+        scheduler.add(Request(str(i), p, params), ())
+    flight = []
+    while not scheduler.idle:
+        running = dict(scheduler.running)
+        if (plan := scheduler.plan()) is not None:
+            flight.append((plan, running | scheduler.running))
+        if plan is None or len(flight) > 1:
+            done, running = flight.pop(0)
+            for slot in [*(c.slot for c in done.chunks if c.final), *done.decode]:
+                s = running[slot]
+                for _ in range(done.steps if slot in done.decode else 1):
+                    if not s.finished:
+                        scheduler.record(s, int(rng.integers(50)), None, None)
+        scheduler.check()
+    assert scheduler.preemptions == 0
