@@ -1,7 +1,8 @@
 """New tokens against the ring cache: write their keys and values, then attend.
 
 On TPUs both are kernels, which the partitioner cannot split: they run shard by shard. A kernel that
-cannot take a layer's shapes leaves it to XLA.
+cannot take a layer's shapes leaves it to XLA. Where one kernel does both (`writes_inside`), it is
+asked to.
 """
 
 from typing import Any
@@ -13,7 +14,12 @@ from jaxinfer import cache as kv
 from jaxinfer import sharding
 from jaxinfer.ragged import Ragged
 from pallas_kernels.backend import tpu
-from pallas_kernels.ragged_attention import mosaic_tpu, ragged_attention
+from pallas_kernels.ragged_attention import (
+    attend_and_write,
+    mosaic_tpu,
+    ragged_attention,
+    writes_inside,
+)
 from pallas_kernels.ring_write import ring_write
 
 
@@ -47,6 +53,9 @@ def attend(
     places = (pages_of, batch.starts, batch.counts, batch.lengths)
     if tpu() and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
         return _on_shards(q, k, v, q_far, pages, places, rules)
+    if writes_inside(q, pages.k, pages_of, max_count=batch.max_count):
+        out, *kept = attend_and_write(q, k, v, pages.k, pages.v, *places, q_far=q_far, **rules)
+        return out, pages.replace(k=kept[0], v=kept[1])
     pages = _store(pages, ring, pages_of, k, v, batch)
     scales = dict(k_scale=pages.k_scale, v_scale=pages.v_scale)
     return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **scales, **rules), pages

@@ -117,6 +117,15 @@ def ragged_attention(
     )
 
 
+def writes_inside(
+    q: jax.Array, k_pages: jax.Array, table: jax.Array | None, *, max_count: int
+) -> bool:
+    """Whether `attend_and_write` by default writes in the attention kernel itself, and so is worth
+    asking for: on Hopper, for what the kernel takes, where the tuned data says that it is faster.
+    """
+    return hopper() and mosaic_gpu.writes_inside(q, k_pages, table, max_count=max_count)
+
+
 def attend_and_write(
     q: jax.Array,
     k: jax.Array,
@@ -138,11 +147,13 @@ def attend_and_write(
     with them), the pages updated in place where the caller gives them up.
 
     k, v [T, K, H]: the new tokens' keys and values; the rest as `ragged_attention`. The backend
-    "mosaic_gpu" writes rows of one new token in the attention kernel itself; otherwise, and by
-    default, this is a write followed by attention.
+    "mosaic_gpu" writes rows of one new token in the attention kernel itself, and is the default
+    where `writes_inside`; otherwise this is a write followed by attention.
     """
     rules |= dict(capacity=capacity, sinks=sinks, max_count=max_count)
     given = table, starts, counts, lengths
+    if backend is None and writes_inside(q, k_pages, table, max_count=max_count):
+        backend = "mosaic_gpu"
     if backend == "mosaic_gpu":
         return mosaic_gpu.attend_and_write(q, k, v, k_pages, v_pages, *given, **rules)
     index = jnp.arange(max_count, dtype=jnp.int32)[None]

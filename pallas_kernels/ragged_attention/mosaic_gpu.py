@@ -16,16 +16,19 @@ TUNED = Path(__file__).parents[1] / "tuned" / "nvidia_h200.ragged_attention.json
 
 
 @functools.cache
-def _tuned() -> dict[str, dict[str, int]]:
-    """Block sizes of the decode form, for each head size that was measured."""
-    return json.loads(TUNED.read_text())["decode"]
+def _tuned() -> dict[str, Any]:
+    """decode: block sizes of the decode form, for each head size that was measured. write: whether
+    decode rows write their new token in the kernel ("on": false until that is measured).
+    """
+    return json.loads(TUNED.read_text())
 
 
 def decode_blocks(H: int) -> Blocks:
     """The block sizes for heads of H: those of the next measured size."""
-    sizes = sorted(int(size) for size in _tuned())
+    measured = _tuned()["decode"]
+    sizes = sorted(int(size) for size in measured)
     size = next((size for size in sizes if size >= H), sizes[-1])
-    tuned = Blocks(**_tuned()[str(size)], processors=multiprocessors())
+    tuned = Blocks(**measured[str(size)], processors=multiprocessors())
     return mosaic_gpu_decode.fitting(tuned, H)
 
 
@@ -35,6 +38,13 @@ def why_not(q, k_pages, table, *, capacity, window, sinks, q_far, max_count: int
         rules = dict(capacity=capacity, window=window, sinks=sinks, q_far=q_far)
         return mosaic_gpu_prefill.why_not(q, k_pages, table, **rules)
     return mosaic_gpu_decode.why_not(q, k_pages, table, blocks=decode_blocks(q.shape[2]))
+
+
+def writes_inside(q, k_pages, table, *, max_count: int) -> bool:
+    """Whether `attend_and_write` takes these arguments and is to be the default for them."""
+    if max_count > 1 or not _tuned()["write"]["on"]:
+        return False
+    return mosaic_gpu_decode.why_not(q, k_pages, table, blocks=decode_blocks(q.shape[2])) is None
 
 
 def ragged_attention(
@@ -57,7 +67,8 @@ def attend_and_write(
     if max_count > 1:
         raise NotImplementedError(f"writing while attending needs max_count 1, got {max_count}")
     given = q, k_pages, v_pages, table, starts, counts, lengths
-    return _decode(*given, packed=packed, new=(k, v), **rules)
+    new = k.astype(k_pages.dtype), v.astype(v_pages.dtype)
+    return _decode(*given, packed=packed, new=new, **rules)
 
 
 def _decode(

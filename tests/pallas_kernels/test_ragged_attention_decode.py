@@ -2,6 +2,7 @@
 token along, lowers for a GPU anywhere.
 """
 
+import copy
 import functools
 
 import jax
@@ -272,3 +273,22 @@ def test_is_the_default_where_it_fits(monkeypatch, dtype, on_hopper, backend):
     one = jnp.ones((1,), jnp.int32)
     rules = dict(capacity=64, scale=1.0, max_count=1, span=64, packed=False)
     assert ragged_attention(q, pages, pages, None, one, one, one, **rules) == backend
+
+
+@pytest.mark.parametrize(("on_hopper", "on"), [(True, True), (True, False), (False, True)])
+def test_writes_inside_only_where_the_tuned_file_says_so(rng, monkeypatch, on_hopper, on):
+    case = Case("", (70, 1, 600), 128, N=4, K=2, H=64, window=100, page_size=64)
+    (q, _, k, v, *new), table = drawn(rng, case, poisoned_newest=True)
+    tuned = copy.deepcopy(mosaic_gpu._tuned()) | {"write": {"on": on}}
+    monkeypatch.setattr(mosaic_gpu, "_tuned", lambda: tuned)
+    monkeypatch.setattr(package, "hopper", lambda: on_hopper)
+    monkeypatch.setattr(mosaic_gpu, "attend_and_write", lambda *_, **__: "in the kernel")
+    monkeypatch.setitem(package.BACKENDS, "mosaic_gpu", lambda *_, **__: "after a write")
+    monkeypatch.setitem(package.BACKENDS, "xla", lambda *_, **__: "after a write")
+    inside = package.writes_inside(q, k, table, max_count=1)
+    assert inside == (on_hopper and on and NEW_ENOUGH)
+    assert not package.writes_inside(q.astype(jnp.float32), k, table, max_count=1)
+    assert not package.writes_inside(q, k, table, max_count=2)
+    found = attend_and_write(q, *new, k, v, table, *places(case), **case.rules)
+    assert (found == "in the kernel") == inside
+    assert inside or found[0] == "after a write"
