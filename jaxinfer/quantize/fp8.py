@@ -16,8 +16,11 @@ SHARED = ("tensor", "channel", "block")
 
 
 def scale_of(top: np.ndarray) -> np.ndarray:
-    """max|w| of whatever shares a scale -> the scale, float32; 1 for zeros."""
-    return np.where(top > 0, top / TOP, 1.0).astype(np.float32)
+    """max|w| of whatever shares a scale -> the scale, float32; 1 for zeros (and what float32 takes for
+    them).
+    """
+    scale = (top / TOP).astype(np.float32)
+    return np.where(scale > 0, scale, np.float32(1))
 
 
 def block_tops(w: np.ndarray, group: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from pallas_kernels.skinny_matmul.weight import ORDER
 
 LEVELS = 15  # of four bits, less one
+LARGEST = 1e38  # of weights: a group's width, and a multiple of its scale, stay below float32's end
 MIDDLE = 8  # the nibble that means zero where there is no zero point
 
 
@@ -46,10 +47,12 @@ def from_nibbles(numbers, scale, zero):
 
 
 def eight_bit(rows):
-    """rows [..., in] float32 -> scale [...]: max|w| / 127, 1 for zeros."""
+    """rows [..., in] float32 -> scale [...]: max|w| / 127, 1 for zeros (and what float32 takes for
+    them).
+    """
     xp = rows.__array_namespace__()
-    top = abs(rows).max(axis=-1)
-    return xp.where(top > 0, top / 127, xp.ones_like(top))
+    scale = abs(rows).max(axis=-1) / 127
+    return xp.where(scale > 0, scale, xp.ones_like(scale))
 
 
 def bytes_of(rows, scale):
@@ -80,10 +83,13 @@ def pack(numbers: np.ndarray) -> np.ndarray:
 
 
 def check_finite(rows: np.ndarray, kind: str) -> None:
-    """ValueError where weights are infinite or NaN: no scale can hold them."""
-    if not np.isfinite(rows).all():
+    """ValueError where weights are infinite, NaN, or so large that a rounded one might be: no scale
+    can hold them.
+    """
+    if not (np.abs(rows) <= LARGEST).all():
         raise ValueError(
-            f"{kind} quantization needs finite weights, got infinities or NaN; repair the checkpoint"
+            f"{kind} quantization needs finite weights of at most {LARGEST:g}, got infinities, NaN or "
+            "larger ones; repair the checkpoint"
         )
 
 

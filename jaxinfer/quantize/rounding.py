@@ -31,7 +31,7 @@ class Rounder:
     def survey(self, name: str, start: int, w: np.ndarray) -> None:
         """Rows start .. of the tensor `name`, in any order, each once."""
         if self._form.outliers:
-            energy = np.square(w, dtype=np.float32).sum(axis=0, dtype=np.float64)
+            energy = np.einsum("oi,oi->i", w, w, dtype=np.float64)
             self._energy = energy if self._energy is None else self._energy + energy
         elif self._form.group is None:
             top = np.abs(w).max(initial=0.0, keepdims=True)[0]

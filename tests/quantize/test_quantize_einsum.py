@@ -197,7 +197,22 @@ def test_rows_of_an_embedding(rng, method):
     np.testing.assert_allclose(found, truth(q)[[3, 3, 8]], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("top", [1e-44, 1e-39, 1e-30, 9.9e37])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_row_of_extreme_size_is_held_and_spoils_no_other(rng, settings, top):
+    """From float32's least numbers, which a device may take for zeros, nearly to its largest."""
+    w = rng.uniform(-1, 1, size=(24, 32)).astype(np.float32)
+    w[3] *= top
+    w[3, :2] = top, -top
+    held = np.asarray(quantize.dequantize(qtensor(w, **settings)), np.float64)
+    gone = np.abs(held - w)
+    assert gone[3].max() <= max(1e-36, 0.08 * top) or (top < 1 and "shared" in settings)
+    if top < 1 or "shared" not in settings:
+        assert np.delete(gone, 3, axis=0).max() < 0.1
+    assert (np.abs(held) <= 1.1 * np.abs(w).max()).all()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1.1e38])
 @pytest.mark.parametrize("method", quantize.METHODS)
 def test_weights_that_are_not_finite_are_refused(bad, method):
     w = np.ones((2, 16), np.float32)

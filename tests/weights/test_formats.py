@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from jaxinfer import quantize, ragged, weights
 from jaxinfer.models import decoder
 from jaxinfer.quantize import QTensor
 from jaxinfer.weights import orbax, relayout
+from jaxinfer.weights.formats import mx
 from tests.weights import checkpoints, packing
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False, "desc_act": False}
@@ -126,6 +128,16 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     hidden, _ = decoder.forward(params, model, batch)
     got = np.asarray(decoder.unembed(params, model, hidden)).reshape(wanted.shape)
     assert np.abs(got - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_four_bit_floats_are_those_of_transformers(rng):
+    """As it reads the blocks and scales of gpt-oss: [experts, out, groups, 16] and [.., groups]."""
+    blocks = rng.integers(0, 256, (2, 8, 3, 16)).astype(np.uint8)
+    exponents = rng.integers(90, 160, (2, 8, 3)).astype(np.uint8)
+    tensors = torch.from_numpy(blocks), torch.from_numpy(exponents)
+    theirs = convert_moe_packed_tensors(*tensors, dtype=torch.float32).numpy()
+    ours = mx.levels(blocks).astype(np.float32) * mx.powers(exponents)[..., None]
+    np.testing.assert_array_equal(ours.reshape(2, 8, 96), theirs.swapaxes(1, 2))
 
 
 def test_bfloat16_models_keep_scales_as_kernels_take_them(tmp_path):
