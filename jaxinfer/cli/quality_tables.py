@@ -48,42 +48,47 @@ def _distances(described: dict) -> Table:
 
 
 def show_several(described: dict, console: Console) -> None:
-    """A row for the reference and one for each candidate; what both have of a model's name is left
-    out.
+    """A row for the reference and one for each candidate, numbers whole where 80 characters fit; then
+    the verdicts. What all have of a model's name is left out.
     """
     reference = described["reference"]
     model, _, _ = reference["setting"].partition(",")
+    names = ("MB", "perplexity", "change, %", "KL, nats", "top-1", "tokens/s")
     table = Table(
-        Column(f"{described['tokens']:,} tokens", no_wrap=True),
-        *(
-            Column(name, justify="right")
-            for name in ("weights", "perplexity", "change", "KL, nats", "top-1", "tokens/s")
-        ),
-        Column("verdict", no_wrap=True),
+        Column(f"{described['tokens']:,} tokens", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in names),
         box=SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_row(*_cells(model, reference, "", "", "", "reference"))
+    table.add_row(_setting(model, reference), *_cells(reference, "", "", ""))
     for row in described["candidates"]:
         rise, error = row["perplexity_rise"], row["perplexity_rise_error"]
-        change = f"{100 * rise:+.3f} ± {100 * error:.3f}%"
-        agreement = f"{row['top1_agreement']:.2%}"
-        kl = f"{row['kl']['mean']:.3g}"
-        table.add_row(*_cells(model, row["candidate"], change, kl, agreement, row["verdict"]))
+        change = f"{100 * rise:+.3f} ± {100 * error:.3f}"
+        cells = _cells(
+            row["candidate"], change, f"{row['kl']['mean']:.3g}", f"{row['top1_agreement']:.2%}"
+        )
+        table.add_row(_setting(model, row["candidate"]), *cells)
     console.print(table)
+    for row in described["candidates"]:
+        words = f"{_setting(model, row['candidate'])}: {row['verdict']}"
+        console.print(words, highlight=False, soft_wrap=True)
 
 
-def _cells(model: str, side: dict, change: str, kl: str, agreement: str, verdict: str) -> list[str]:
-    setting, speed = side["setting"], side["decode_tokens_per_s"]
+def _setting(model: str, side: dict) -> str:
+    setting = side["setting"]
     if model.startswith("model=") and (setting == model or setting.startswith(f"{model},")):
         setting = setting.removeprefix(model).removeprefix(",") or "as loaded"
+    return setting
+
+
+def _cells(side: dict, change: str, kl: str, agreement: str) -> list[str]:
+    speed = side["decode_tokens_per_s"]
     return [
-        setting,
-        f"{side['weight_bytes'] / 1e6:,.1f} MB",
+        f"{side['weight_bytes'] / 1e6:,.1f}",
         f"{side['perplexity']:.4f}",
         change,
         kl,
         agreement,
         "" if speed is None else f"{speed:,.1f}",
-        verdict,
     ]

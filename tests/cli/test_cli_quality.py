@@ -95,8 +95,11 @@ def test_several_candidates_stand_in_one_table_and_picture(run, folder, text, tm
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     for setting, row in zip(settings, rows, strict=True):
-        (line,) = (line for line in lines if setting in line)
-        assert row["verdict"] in line
+        numbers, verdict = (line for line in lines if setting in line)
+        assert f"{row['candidate']['perplexity']:.4f}" in numbers
+        assert f"{row['top1_agreement']:.2%}" in numbers
+        assert len(numbers.rstrip()) <= 80
+        assert verdict == f"{setting}: {row['verdict']}"
 
 
 def test_a_model_of_another_vocabulary_is_refused(run, folder, text, tmp_path):
