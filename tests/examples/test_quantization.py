@@ -12,7 +12,10 @@ from examples.quantization import compare, outliers, variants
 from examples.training import corpus
 from examples.training.packages import Document
 from jaxinfer import shipped, weights
+from jaxinfer.calibrate import calibrate
 from jaxinfer.generate import logits
+from jaxinfer.quantize import Recipe
+from jaxinfer.tokenizer import Tokenizer
 
 WORDS = compare.__doc__.split()
 
@@ -65,18 +68,42 @@ def test_it_can_be_published(found):
     assert page.count("| int8 GPTQ |") == 1
 
 
-def test_planted_outliers_are_the_same_function(tmp_path):
-    ids = np.random.default_rng().integers(3, 8000, (2, 40))
-    outliers.plant(shipped.draft(), tmp_path / "planted")
-    ours, theirs = (
-        weights.load(f, dtype="float32") for f in (shipped.draft(), tmp_path / "planted")
-    )
-    same = [
-        np.asarray(logits(x.params, x.config, jnp.asarray(ids, jnp.int32))) for x in (ours, theirs)
-    ]
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted") / "model"
+    outliers.plant(shipped.draft(), folder)
+    return folder
+
+
+def answers(loaded, ids):
+    return np.asarray(logits(loaded.params, loaded.config, jnp.asarray(ids, jnp.int32)))
+
+
+def test_planted_outliers_are_the_same_function(planted, rng):
+    ids = rng.integers(3, 8000, (2, 40))
+    ours, theirs = (weights.load(f, dtype="float32") for f in (shipped.draft(), planted))
+    same = [answers(loaded, ids) for loaded in (ours, theirs)]
     np.testing.assert_allclose(same[0], same[1], rtol=1e-3, atol=1e-3 * np.abs(same[0]).max())
     scale = [np.asarray(x.params.layers[0].pre_mlp.scale) for x in (ours, theirs)]
     assert sorted(set((scale[1] / scale[0]).tolist())) == [1, outliers.FACTOR]
+
+
+def test_smoothquant_and_llm_int8_stand_planted_outliers_that_spoil_w8a8(planted):
+    text = Tokenizer.load(shipped.draft()).encode(Path(compare.__file__).read_text())
+    exact = weights.load(planted, dtype="float32")
+    plain = weights.load(planted, dtype="float32", quantize="w8a8")
+    wanted = answers(exact, [text[:256]])
+
+    def error(loaded):
+        return np.linalg.norm(answers(loaded, [text[:256]]) - wanted) / np.linalg.norm(wanted)
+
+    spoilt = error(plain)
+    assert spoilt > 0.1
+    for method in ("smoothquant", "llm_int8"):
+        found = calibrate(
+            planted, Recipe(method), text[256:], window=256, tokens=1024, dtype="float32"
+        )
+        assert error(found) < 0.25 * spoilt, method
 
 
 def test_a_setting_is_chosen_by_another_text_than_the_one_reported(tmp_path, found):
