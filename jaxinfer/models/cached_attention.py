@@ -54,8 +54,8 @@ def attend(
     if tpu() and mosaic_tpu.why_not(q, pages.k, pages_of) is None:
         return _on_shards(q, k, v, q_far, pages, places, rules)
     if writes_inside(q, pages.k, pages_of, max_count=batch.max_count):
-        out, *kept = attend_and_write(q, k, v, pages.k, pages.v, *places, q_far=q_far, **rules)
-        return out, pages.replace(k=kept[0], v=kept[1])
+        out, *held = attend_and_write(q, k, v, pages.k, pages.v, *places, q_far=q_far, **rules)
+        return out, kv.Pages(*held)
     pages = _store(pages, ring, pages_of, k, v, batch)
     scales = dict(k_scale=pages.k_scale, v_scale=pages.v_scale)
     return ragged_attention(q, pages.k, pages.v, *places, q_far=q_far, **scales, **rules), pages

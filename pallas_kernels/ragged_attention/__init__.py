@@ -5,7 +5,6 @@ operation.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pallas_kernels.backend import hopper, platform, tpu, whole_program
 from pallas_kernels.narrow import TOPS
@@ -16,7 +15,6 @@ from pallas_kernels.ragged_attention import (
     reference,
     xla,
 )
-from pallas_kernels.ring import slot_of
 
 BACKENDS = {
     "xla": xla.ragged_attention,
@@ -156,16 +154,7 @@ def attend_and_write(
         backend = "mosaic_gpu"
     if backend == "mosaic_gpu":
         return mosaic_gpu.attend_and_write(q, k, v, k_pages, v_pages, *given, **rules)
-    index = jnp.arange(max_count, dtype=jnp.int32)[None]
-    slot = slot_of(jnp.maximum((lengths - counts)[:, None] + index, 0), capacity, sinks)
-    size = k_pages.shape[2]
-    row = jnp.arange(lengths.shape[0], dtype=jnp.int32)[:, None]
-    page = jnp.broadcast_to(row, slot.shape) if table is None else table[row, slot // size]
-    page = jnp.where(index < counts[:, None], page, k_pages.shape[0])  # past the end: dropped
-    token = jnp.minimum(starts[:, None] + index, q.shape[0] - 1)
-    k_pages, v_pages = (
-        pages.at[page, :, slot % size].set(x[token].astype(pages.dtype), mode="drop")
-        for pages, x in ((k_pages, k), (v_pages, v))
-    )
+    where = dict(capacity=capacity, sinks=sinks, max_count=max_count)
+    k_pages, v_pages = xla.written(k, v, k_pages, v_pages, *given, **where)
     out = ragged_attention(q, k_pages, v_pages, *given, backend=backend, **rules)
     return out, k_pages, v_pages

@@ -18,18 +18,26 @@ TUNED = Path(__file__).parents[1] / "tuned" / "nvidia_h200.ragged_attention.json
 @functools.cache
 def _tuned() -> dict[str, Any]:
     """decode: block sizes of the decode form, for each head size that was measured. write: whether
-    decode rows write their new token in the kernel ("on": false until that is measured).
+    decode rows write their new token in the kernel. cluster: whether at most so many pairs of a row
+    and a kv head, over so many slots a row, are read by clusters. ("on": false until measured.)
     """
     return json.loads(TUNED.read_text())
 
 
-def decode_blocks(H: int) -> Blocks:
-    """The block sizes for heads of H: those of the next measured size."""
+def decode_blocks(H: int, G: int = 1, pairs: int | None = None, span: int = 0) -> Blocks:
+    """The block sizes for heads of H, G query heads a kv head: those of the next measured size, or
+    those of clusters where they take so few pairs of a row and a kv head, and so short a span.
+    """
+    few = _tuned()["cluster"]
+    if few["on"] and pairs is not None and pairs <= few["pairs"] and span <= few["span"]:
+        blocks = mosaic_gpu_decode.fitting(Blocks(**few["blocks"]), H, G)
+        if blocks.stages >= 2:
+            return blocks
     measured = _tuned()["decode"]
     sizes = sorted(int(size) for size in measured)
     size = next((size for size in sizes if size >= H), sizes[-1])
     tuned = Blocks(**measured[str(size)], processors=multiprocessors())
-    return mosaic_gpu_decode.fitting(tuned, H)
+    return mosaic_gpu_decode.fitting(tuned, H, G)
 
 
 def why_not(q, k_pages, table, *, capacity, window, sinks, q_far, max_count: int) -> str | None:
@@ -72,14 +80,14 @@ def attend_and_write(
 
 
 def _decode(
-    q, k_pages, v_pages, table, starts, counts, lengths, *,
-    capacity, scale, window=None, softcap=None, sinks=0, q_far=None, span, packed, new,
+    q, k_pages, v_pages, table, starts, counts, lengths, *, capacity, scale, window=None,
+    softcap=None, sinks=0, q_far=None, span, packed, new, blocks: Blocks | None = None,
 ) -> Any:  # fmt: skip
-    blocks = decode_blocks(q.shape[2])
+    (T, N, H), K = q.shape, k_pages.shape[1]
+    blocks = blocks or decode_blocks(H, N // K, lengths.shape[0] * K, span)
     reason = mosaic_gpu_decode.why_not(q, k_pages, table, blocks=blocks)
     if reason is not None:
         raise NotImplementedError(f"the Mosaic GPU decode kernel {reason}; use backend='xla'")
-    T = q.shape[0]
     take = jnp.minimum(starts, T - 1)
     if packed:
         q, q_far = (None if x is None else x[take] for x in (q, q_far))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.backend import one_cpu
 from pallas_kernels.dense import attend
-from pallas_kernels.ring import position_of
+from pallas_kernels.ring import position_of, slot_of
 
 BLOCK = 128  # queries of one row that a step of the walk takes
 
@@ -74,6 +74,24 @@ def ragged_attention(
         return out.reshape(T, N, H)
     put = jnp.where(query >= 0, take, T)  # T: out of bounds, dropped
     return jnp.zeros_like(q).at[put].set(out, mode="drop")
+
+
+def written(
+    k, v, k_pages, v_pages, table, starts, counts, lengths, *, capacity, sinks, max_count
+) -> tuple[jax.Array, jax.Array]:
+    """The pages with the new tokens' keys and values; shapes as `attend_and_write`."""
+    index = jnp.arange(max_count, dtype=jnp.int32)[None]
+    slot = slot_of(jnp.maximum((lengths - counts)[:, None] + index, 0), capacity, sinks)
+    size = k_pages.shape[2]
+    row = jnp.arange(lengths.shape[0], dtype=jnp.int32)[:, None]
+    page = jnp.broadcast_to(row, slot.shape) if table is None else table[row, slot // size]
+    page = jnp.where(index < counts[:, None], page, k_pages.shape[0])  # past the end: dropped
+    token = jnp.minimum(starts[:, None] + index, k.shape[0] - 1)
+    k_pages, v_pages = (
+        pages.at[page, :, slot % size].set(x[token].astype(pages.dtype), mode="drop")
+        for pages, x in ((k_pages, k), (v_pages, v))
+    )
+    return k_pages, v_pages
 
 
 def _walk(attention, q, q_far, table, starts, counts, lengths, size):

@@ -4,6 +4,7 @@ token along, lowers for a GPU anywhere.
 
 import copy
 import functools
+import itertools
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -17,78 +18,20 @@ from pallas_kernels.ragged_attention import (
     mosaic_gpu,
     mosaic_gpu_decode,
     ragged_attention,
-    specification,
 )
 from pallas_kernels.ragged_attention.cases import DECODE, Case, places
 from pallas_kernels.ragged_attention.mosaic_gpu_decode import split
-from pallas_kernels.ring import position_of, slot_of
+from pallas_kernels.ring import position_of
+from tests.pallas_kernels.decode_cases import (
+    SMALL,
+    assert_near,
+    drawn,
+    expected_of,
+    with_newest,
+)
 
 NEW_ENOUGH = jax.__version_info__ >= (0, 11)
-SMALL = [
-    Case("one long row", (1024,), 1024, N=8, K=2, H=128),
-    Case("rows of all lengths", (256, 0, 1, 65, 200, 128), 256, N=8, K=2, H=64),
-    Case("small pages", (1000, 31, 256), 1024, N=8, K=1, H=128, page_size=16),
-    Case("large pages", (300, 700, 64), 1024, N=4, K=4, H=80, page_size=128),
-    Case("rings that wrapped", (5000, 640, 129, 3, 900), 640, N=4, K=2, H=96, window=400),
-    Case("narrow windows, soft cap", (700, 100, 5), 512, N=16, K=2, H=256, window=70, softcap=5.0),
-    Case("streams with sinks", (5000, 630, 3), 640, N=4, K=2, H=64, window=600, sinks=4, page_size=64),
-]  # fmt: skip
 FEW = mosaic_gpu_decode.Blocks(warpgroups=2, stages=2, merged=2, processors=3)
-
-
-def drawn(rng, case, poisoned_newest):
-    """Queries, far queries, pages with NaN in all slots that nothing may read, the table, and the
-    newest keys and values, as bfloat16.
-    """
-    B, shape = len(case.lengths), (case.K, case.H)
-    page_size = case.page_size or case.capacity
-    pages = case.capacity // page_size
-    table = None
-    if case.page_size is not None:
-        table = rng.permutation(B * pages).reshape(B, pages).astype(np.int32)
-    k, v = (np.full((B * pages, case.K, page_size, case.H), np.nan, np.float32) for _ in "kv")
-    new = [rng.normal(size=(B, *shape)) for _ in "kv"]
-    slots = jnp.arange(case.capacity, dtype=jnp.int32)
-    lengths = np.asarray(case.lengths, np.int32)
-    held = np.asarray(position_of(slots, jnp.asarray(lengths), case.capacity, case.sinks))
-    near = lengths[:, None] - held <= (case.window or case.capacity)
-    for row, slot in np.argwhere((held >= 0) & (near | (held < case.sinks))):
-        page = row if table is None else table[row, slot // page_size]
-        newest = held[row, slot] == lengths[row] - 1
-        for where, x in zip((k, v), new, strict=True):
-            value = x[row] if newest else rng.normal(size=shape)
-            where[page, :, slot % page_size] = np.nan if newest and poisoned_newest else value
-    q, far = (rng.normal(size=(B, case.N, case.H)) for _ in "qf")
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, far, k, v, *new)]
-    return arrays, None if table is None else jnp.asarray(table)
-
-
-def expected_of(case, q, far, k, v, table):
-    arrays = [np.asarray(x, np.float32) for x in (q, k, v)]
-    starts, counts, lengths = (np.asarray(x) for x in places(case))
-    counts = np.where(lengths > 0, counts, 0)
-    rules = {key: case.rules[key] for key in ("capacity", "scale", "window", "softcap", "sinks")}
-    far = np.asarray(far, np.float32) if case.sinks else None
-    table = None if table is None else np.asarray(table)
-    return specification(*arrays, table, starts, counts, lengths, **rules, q_far=far)
-
-
-def with_newest(case, pages, new, table):
-    """The pages with the newest keys or values in their slots."""
-    lengths = np.asarray(case.lengths)
-    slot = np.asarray(slot_of(jnp.asarray(lengths - 1), case.capacity, case.sinks))
-    pages = np.array(pages, np.float32)
-    size = pages.shape[2]
-    for row in np.flatnonzero(lengths > 0):
-        page = row if table is None else int(table[row, slot[row] // size])
-        pages[page, :, slot[row] % size] = np.asarray(new[row], np.float32)
-    return pages
-
-
-def assert_near(found, expected):
-    found = np.asarray(found, np.float32)
-    assert np.isfinite(found).all()
-    assert np.linalg.norm(found - expected) <= 1e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.gpu
@@ -250,11 +193,15 @@ def test_the_work_is_split_evenly_and_wholly(rng, window):
 
 
 def test_block_sizes_fit_shared_memory():
-    for H in range(64, 257, 16):
-        blocks = mosaic_gpu.decode_blocks(H)
-        held = blocks.warpgroups * blocks.stages * 2 * blocks.slots * H * 2
-        assert blocks.stages >= 2
-        assert held <= mosaic_gpu_decode.SHARED_MEMORY
+    few = mosaic_gpu_decode.Blocks(warpgroups=4, stages=3, cluster=8)
+    for H, G in itertools.product(range(64, 257, 16), (1, 4, 8, 64)):
+        for blocks in (mosaic_gpu.decode_blocks(H, G), mosaic_gpu_decode.fitting(few, H, G)):
+            held = blocks.warpgroups * blocks.stages * 2 * blocks.slots * H * 2
+            if blocks.cluster:
+                held += blocks.workers * G * H * 4
+            fits = blocks.stages >= 2
+            assert fits or (blocks.cluster and G == 64)
+            assert not fits or held <= mosaic_gpu_decode.SHARED_MEMORY
 
 
 @pytest.mark.parametrize(

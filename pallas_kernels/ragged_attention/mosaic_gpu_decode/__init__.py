@@ -9,6 +9,11 @@ reads whole goes straight to the output. One that is cut leaves float32 pieces; 
 pair's end merges them, in order, once all are there: same inputs, same bits. A worker waits only for
 workers before it, which wait for nobody before they are done reading.
 
+A few short rows have a form of their own (`cluster`), with nothing to clear between calls and no way
+through memory for the pieces; it has been checked in the interpreter and compiled for sm_90a, not
+timed, and is off until it is ("cluster" in the tuned data; candidates and reasons in
+`ragged_attention.bench`).
+
 What was measured on an H200 (8 kv heads, 32 query heads of 128, bfloat16; microseconds a call in a
 loop of CUDA graphs over caches larger than the device's; terabytes of keys and values a second):
 
@@ -35,24 +40,35 @@ and one for rope (1.0), and about 0.5 us between any two.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.ragged_attention.mosaic_gpu_decode import split
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import TILE, Blocks, Form
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import (
+    TILE,
+    Blocks,
+    Form,
+    piece_shape,
+)
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.launch import launch
 
 SHARED_MEMORY = 226 * 1024
 
 
-def fitting(blocks: Blocks, H: int) -> Blocks:
-    """The same with as many warpgroups and stages as shared memory holds for heads of H."""
-    stage = 2 * 2 * blocks.slots * H
-    warpgroups = max(1, min(blocks.warpgroups, SHARED_MEMORY // (2 * stage)))
-    stages = min(blocks.stages, SHARED_MEMORY // (warpgroups * stage))
-    return dataclasses.replace(blocks, warpgroups=warpgroups, stages=stages)
+def fitting(blocks: Blocks, H: int, G: int) -> Blocks:
+    """The same with as many warpgroups and stages as shared memory holds for heads of H, beside the
+    pieces of G query heads a kv head that a cluster keeps there.
+    """
+    for warpgroups in range(blocks.warpgroups, 0, -1):
+        found = dataclasses.replace(blocks, warpgroups=warpgroups)
+        kept = 4 * found.workers * math.prod(piece_shape(G, H)) if blocks.cluster else 0
+        most = (SHARED_MEMORY - kept) // (2 * 2 * blocks.slots * H * warpgroups)
+        if most >= 2:
+            return dataclasses.replace(found, stages=min(blocks.stages, most))
+    return dataclasses.replace(blocks, warpgroups=1, stages=1)
 
 
 def why_not(q, k_pages, table, *, blocks: Blocks) -> str | None:
@@ -67,6 +83,8 @@ def why_not(q, k_pages, table, *, blocks: Blocks) -> str | None:
     if N // K > TILE:
         return f"needs at most {TILE} query heads a kv head, got {N // K}"
     size = blocks.slots
+    if blocks.stages < 2:
+        return f"needs shared memory for two stages beside a cluster's pieces, got {blocks}"
     if table is not None and page_size % size and (size % page_size or page_size % 8):
         return f"needs pages that divide {size} slots or are a multiple, got {page_size}"
     return None
@@ -104,7 +122,7 @@ def attend(
     rows = split.rows_of(
         lengths, counts, block=blocks.slots, capacity=capacity, window=window, sinks=sinks
     )
-    ranges = split.ranges_of(rows, K, blocks.workers)
+    ranges = None if blocks.cluster else split.ranges_of(rows, K, blocks.workers)
     given = [x for x in (table, q_far, *(new or ())) if x is not None]
     found = launch(ranges, rows, q, k_pages, v_pages, given, form=form, interpret=interpret)
     return found if new is not None else found[0]

@@ -16,7 +16,8 @@ WGMMA = plgpu.Layout.WGMMA
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """slots a block; warpgroups (each a worker) and multiprocessors; stages of a worker's ring;
-    pieces merged at a time.
+    pieces merged at a time; multiprocessors of a cluster that shares a pair (0: workers take ranges
+    of the whole batch).
     """
 
     slots: int = 64
@@ -24,10 +25,17 @@ class Blocks:
     stages: int = 3
     merged: int = 8
     processors: int = 132
+    cluster: int = 0
 
     @property
     def workers(self) -> int:
-        return self.processors * self.warpgroups
+        """How many share the batch; in clusters, a pair."""
+        return (self.cluster or self.processors) * self.warpgroups
+
+
+def piece_shape(G: int, H: int) -> tuple[int, int]:
+    """Rows and columns of a piece, as whole warps load them."""
+    return 4 * -(-G // 4), 64 if H <= 64 else 128 if H <= 128 else 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +65,16 @@ class Form:
 
     @property
     def piece(self) -> tuple[int, int]:
-        """Rows and columns of a piece, as whole warps load them."""
-        return 4 * -(-self.G // 4), 64 if self.H <= 64 else 128 if self.H <= 128 else 256
+        return piece_shape(self.G, self.H)
+
+
+def given_of(form: Form, refs):
+    """The table, the far queries, the new keys and values (None: not given), and what follows them."""
+    refs = iter(refs)
+    table = next(refs) if form.paged else None
+    far = next(refs) if form.far else None
+    new = (next(refs), next(refs)) if form.new else None
+    return table, far, new, tuple(refs)
 
 
 def worker_of(form: Form):

@@ -12,12 +12,13 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import (
     TILE,
     WGMMA,
     Form,
+    given_of,
     or_one,
     spread,
     worker_of,
     wrapped,
 )
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.merge import merge
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.merge import merge_ranges
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.pair import Pair, nothing
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.ring import Ring
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import load_rows, store_rows
@@ -28,9 +29,7 @@ def read(form: Form, ranges, rows, q, k_pages, v_pages, *rest):
     and values if there are any; out [B, N, H], pieces [workers, 2, ...] (0: of a pair that goes on
     after the range, 1: of one that began before), stats [workers, 2, 2 (max, sum), ...].
     """
-    table, rest = (rest[0], rest[1:]) if form.paged else (None, rest)
-    far, rest = (rest[0], rest[1:]) if form.far else (None, rest)
-    new, rest = (rest[:2], rest[2:]) if form.new else (None, rest)
+    table, far, new, rest = given_of(form, rest)
     out, pieces, stats, ks, vs, k_full, v_full = rest
     wg, worker = worker_of(form)
     fields = [ranges[worker, i] for i in range(split.RANGE_FIELDS + split.LENGTH + 1)]
@@ -96,10 +95,10 @@ def read(form: Form, ranges, rows, q, k_pages, v_pages, *rest):
 
     lax.fori_loop(0, fields[split.PAIRS], pair, (jnp.int32(0), here, ahead))
     if ready is not None:
-        merge(form, fields, worker, pieces, stats, out, ready)
+        merge_ranges(form, fields, worker, pieces, stats, out, ready)
 
 
 def merge_after(form: Form, ranges, pieces, stats, out):
     _, worker = worker_of(form)
     fields = [ranges[worker, i] for i in range(split.RANGE_FIELDS + split.LENGTH + 1)]
-    merge(form, fields, worker, pieces, stats, out, None)
+    merge_ranges(form, fields, worker, pieces, stats, out, None)

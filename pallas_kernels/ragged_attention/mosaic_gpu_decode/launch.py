@@ -7,27 +7,46 @@ import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from pallas_kernels.ragged_attention.mosaic_gpu_decode import cluster
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import Form
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.kernel import merge_after, read
 
 
 @functools.partial(jax.jit, static_argnames=("form", "interpret"))
 def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
-    """ranges and rows as `split` has them, given: what else `read` takes -> (answer,), with the pages if
-    form.new.
+    """ranges (None: in clusters) and rows as `split` has them, given: what else `read` takes ->
+    (answer,), with the pages if form.new.
     """
     blocks, H = form.blocks, form.H
     swizzle = next(bytes for bytes in (128, 64, 32) if H % (bytes // 2) == 0)
     tiles = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
     ring = (blocks.warpgroups, blocks.stages)
+    stages: list[Any] = [
+        plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
+        plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
+        plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
+        plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
+    ]
+    if form.new:
+        k_pages, v_pages = jax.new_ref(k_pages), jax.new_ref(v_pages)
+    how: dict[str, Any] = dict(form=form, stages=stages, interpret=interpret)
+    if blocks.cluster:
+        found = cluster.launch(rows, q, k_pages, v_pages, given, **how)
+    else:
+        found = _ranges(ranges, rows, q, k_pages, v_pages, given, **how)
+    if form.new:
+        return found, jax.freeze(k_pages), jax.freeze(v_pages)
+    return (found,)
+
+
+def _ranges(ranges, rows, q, k_pages, v_pages, given, *, form: Form, stages: list, interpret):
+    blocks = form.blocks
     out = jax.ShapeDtypeStruct(q.shape, q.dtype)
     grid: dict[str, Any] = dict(
         grid=(blocks.processors,), grid_names=("processor",),
         num_threads=blocks.warpgroups, thread_name="wg", interpret=interpret,
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )  # fmt: skip
-    if form.new:
-        k_pages, v_pages = jax.new_ref(k_pages), jax.new_ref(v_pages)
     found, pieces, stats = plgpu.kernel(
         functools.partial(read, form),
         out_type=(
@@ -35,12 +54,7 @@ def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
             jax.ShapeDtypeStruct((blocks.workers, 2, *form.piece), jnp.float32),
             jax.ShapeDtypeStruct((blocks.workers, 2, 2, form.piece[0]), jnp.float32),
         ),
-        scratch_types=[
-            plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
-            plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
-            plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
-            plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
-        ],
+        scratch_types=stages,
         **grid,
     )(ranges, rows, q, k_pages, v_pages, *given)
     if interpret:
@@ -50,6 +64,4 @@ def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
             ranges, pieces, stats
         )
         found = jnp.where(jnp.isnan(merged), found, merged)
-    if form.new:
-        return found, jax.freeze(k_pages), jax.freeze(v_pages)
-    return (found,)
+    return found

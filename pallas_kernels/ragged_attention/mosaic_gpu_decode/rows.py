@@ -10,7 +10,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, scf, vector
+from jaxlib.mlir.dialects import arith, gpu, scf, vector
 
 # in any layout, however slow the way to it is
 load: Callable[..., jax.Array] = functools.partial(plgpu.load, optimized=False)
@@ -42,8 +42,12 @@ def load_rows(source, shape: tuple[int, int], layout, *, interpret: bool) -> jax
     return inlined(source)
 
 
-def store_rows(target, value: jax.Array, layout, *, interpret: bool) -> None:
-    """The leading part of `value` that `target` has room for: rows [rows], or [rows, columns]."""
+def store_rows(
+    target, value: jax.Array, layout, *, interpret: bool, first_of_cluster: bool = False
+) -> None:
+    """The leading part of `value` that `target` has room for: rows [rows], or [rows, columns].
+    first_of_cluster: not into this block's shared memory but into that of its cluster's first.
+    """
     shape = target.shape
     if interpret:
         value = value[tuple(slice(n) for n in shape)]
@@ -52,6 +56,9 @@ def store_rows(target, value: jax.Array, layout, *, interpret: bool) -> None:
         return
 
     def emit(ctx, ref, tile):
+        if first_of_cluster:
+            first = arith.constant(ir.IndexType.get(), 0)
+            ref = mgpu.utils.get_cluster_ref(ref, gpu.Dimension.x, first)
         places = tile.layout.thread_idxs(tile.shape)
         for place, register in zip(places, tile.registers.flat, strict=True):
             there = _below(place[0], shape[0])
