@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from jaxinfer.pages import Allocator, Group
+from jaxinfer.pages import Allocator, Group, SwapSpace
 from jaxinfer.request import FinishReason, Request, SamplingParams
 from jaxinfer.scheduler import Limits, Scheduler
 from tests import tiny
@@ -32,12 +32,12 @@ def play(scheduler, plan, rng, vocabulary=12):
     return found
 
 
-@pytest.mark.parametrize("pages", [None, 20, 60])
-def test_random_traffic_respects_every_limit(rng, pages):
+@pytest.mark.parametrize(("pages", "swap"), [(None, None), (20, None), (20, 20), (60, 20)])
+def test_random_traffic_respects_every_limit(rng, pages, swap):
     """With 20 pages of 4 positions, sequences may have to give way to each other."""
     limits = Limits(slots=3, max_length=64, chunk=8, budget=12, decode_steps=4)
     allocator = pages and Allocator(4, [Group(pages, 16), Group(pages, 7, window=10)])
-    scheduler = Scheduler(limits, allocator)
+    scheduler = Scheduler(limits, allocator, swap and SwapSpace(swap, (1, 1)))
     prompts = tiny.prompts(rng, rng.integers(1, 40, 25), 3)
     sequences = [
         scheduler.add(

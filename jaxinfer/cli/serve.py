@@ -78,6 +78,14 @@ def define(flags: Flags) -> None:
         "of a device's memory that the model and its pages take, where they are not counted",
         0.9,
     )
+    flags.one(
+        "swap_space",
+        REAL,
+        "of this machine's memory, for pages of texts that give way to others while pages are short; "
+        "0: they are read again",
+        4.0,
+        "GIB",
+    )
     flags.switch("unshared_prefixes", "prompts that begin the same each have pages of their own")
     flags.choice(
         "warm_up",
@@ -137,6 +145,7 @@ def run(values: FlagValues) -> None:
             page_size=page_size,
             num_pages=values.num_pages,
             memory_fraction=values.memory_fraction,
+            swap_space=int(values.swap_space * 2**30),
             prefix_sharing=not values.unshared_prefixes,
             progress=lambda done, whole: bar.update(task, completed=done, total=whole),
         )

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxinfer import cache as kv
 from jaxinfer.config import ModelConfig
+from jaxinfer.engine.copies import PIECES
 from jaxinfer.engine.device import Device, check_same_form
 from jaxinfer.engine.feeds import CHANGES, Feeds, ladder
 from jaxinfer.engine.feeds import PROMPT_GROWTH as PROMPT_GROWTH
@@ -24,16 +25,17 @@ from jaxinfer.engine.feeds import SMALLEST_SPAN as SMALLEST_SPAN
 from jaxinfer.engine.feeds import SMALLEST_STEP as SMALLEST_STEP
 from jaxinfer.engine.feeds import TOP_N as TOP_N
 from jaxinfer.engine.feeds import bucket as bucket
-from jaxinfer.engine.memory import limits_for, pages_within, plan_groups
+from jaxinfer.engine.memory import limits_for, page_bytes, pages_within, plan_groups
 from jaxinfer.engine.stats import Stats as Stats
 from jaxinfer.engine.stats import StepFailed as StepFailed
 from jaxinfer.generate import cache_dtype
-from jaxinfer.models import decoder
-from jaxinfer.pages import Allocator, PagePool
+from jaxinfer.models import attention, decoder
+from jaxinfer.pages import Allocator, PagePool, SwapSpace
 from jaxinfer.request import Request, Token
 from jaxinfer.scheduler import Limits, Plan, Scheduler, Sequence
 from jaxinfer.step import Output, Programs
 
+SWAP_SPACE = 4 * 2**30  # bytes
 MOST_FAILURES = 3  # steps that raise one after the other make an engine give up
 
 
@@ -55,7 +57,8 @@ class Engine:
     pages through page tables, take them as they grow, and prompts that begin the same share them
     too (prefix_sharing). num_pages None: what fits `memory_fraction` of the device's memory, with
     the parameters that are already there; where that is None too, or the device does not say (CPU),
-    enough for all slots at their longest. stream_window, sinks: endless streams, see
+    enough for all slots at their longest. swap_space: bytes of the host's memory for the pages of
+    sequences that give way where pages are short; 0: they are read again. stream_window, sinks: endless streams, see
     `cache.plan_rings`. kv_dtype: what the cache holds, of `cache.KV_DTYPES`; None: `cache_dtype`.
     seed: of the draws of requests without a seed. programs: those of an earlier
     engine of the same model and sizes.
@@ -74,6 +77,7 @@ class Engine:
         page_size: int | None = None,
         num_pages: int | None = None,
         memory_fraction: float | None = None,
+        swap_space: int = SWAP_SPACE,
         prefix_sharing: bool = True,
         stream_window: int | None = None,
         sinks: int = 0,
@@ -101,7 +105,7 @@ class Engine:
         limits = dataclasses.replace(limits, reuse=limits.reuse and page_size is None)
         limits = self.limits = limits_for(limits, config, rings)
         kept = kv.kv_dtype_of(kv_dtype or cache_dtype(params))
-        self._allocator = None
+        self._allocator = self._swap = None
         if page_size is not None:
             if num_pages is None and memory_fraction is not None:
                 num_pages = pages_within(
@@ -118,7 +122,10 @@ class Engine:
             groups = plan_groups(rings, limits, page_size, num_pages)
             share = prefix_sharing and not limits.rope_follows
             self._allocator = Allocator(page_size, groups, share=share)
-        self._scheduler = Scheduler(limits, self._allocator)
+            heads = attention.held_kv_heads(config, params.shards)
+            each = page_bytes(layer_groups, heads, config.head_dim, page_size, kept)
+            self._swap = SwapSpace(swap_space, each)
+        self._scheduler = Scheduler(limits, self._allocator, self._swap)
         self._feeds = Feeds.of(
             limits, config.vocab_size, self.eos_ids, rings, paged=page_size is not None
         )
@@ -151,7 +158,7 @@ class Engine:
 
     @property
     def stats(self) -> Stats:
-        pools = self._pools
+        pools, swap = self._pools, self._swap or SwapSpace(0, ())
         return Stats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
@@ -163,6 +170,12 @@ class Engine:
             prefix_tokens=self._prefix_tokens,
             generated_tokens=self._generated,
             preemptions=self._scheduler.preemptions,
+            swaps_out=swap.outs,
+            swaps_in=swap.ins,
+            swap_bytes_out=swap.bytes_out,
+            swap_bytes_in=swap.bytes_in,
+            swap_size=swap.size,
+            swap_used=swap.used,
             steps=self._steps,
             failures=self._failures,
             compiled=self.compiled,
@@ -253,6 +266,9 @@ class Engine:
         if self._allocator is not None:
             nothing = [(feeds.some_changes((), size),) * feeds.groups for size in CHANGES]
             work += [partial(device.assign, changes) for changes in nothing]
+        if self._swap is not None and self._swap.size:
+            sizes = [(group, size) for group in range(feeds.groups) for size in PIECES]
+            work += [partial(device.warm_move, *each) for each in sizes]
         for n in top_n:
             work += [partial(device.decode, nobody, 0, span, n) for span in feeds.decode_spans]
             work += [
@@ -360,6 +376,7 @@ class Engine:
             if s.visits == 1:
                 self._prompt_tokens += len(s.prompt)
                 self._prefix_tokens += s.reused
+        self._device.move(plan.moves)
         if plan.admitted:
             self._device.admit(self._feeds.entries(plan.admitted))
         for changes in self._feeds.changes(plan.changes):

@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxinfer import cache as kv
 from jaxinfer import sharding
+from jaxinfer.engine import copies
 from jaxinfer.models import attention, decoder
+from jaxinfer.pages import Move
 from jaxinfer.scheduler import Limits
 from jaxinfer.step import Changes, Entry, Feed, Masks, Output, Programs, State, new_state
 
@@ -56,6 +58,20 @@ class Device:
 
     def mask(self, masks: Masks) -> None:
         self._state = self.programs.mask(self.state, masks)
+
+    def move(self, moves: Sequence[Move]) -> None:
+        """Copy pages to the host and back, one after the other."""
+        for move in moves:
+            parked = move.parked
+            if move.out:
+                parked.content = copies.copy_out(self.programs, self.state, move.pages)
+            else:
+                state = copies.copy_in(self.programs, self.state, move.pages, parked.content)
+                self._state, parked.content = state, None
+
+    def warm_move(self, group: int, size: int) -> None:
+        """Compile what copies `size` pages of a group."""
+        self._state = copies.nothing(self.programs, self.state, group, size)
 
     def advance(self, feed: Feed, span: int, top_n: int | None) -> Output:
         """One ragged step."""

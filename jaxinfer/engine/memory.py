@@ -53,7 +53,7 @@ def page_bytes(
     """The bytes of a page of each group on one device: keys and values of its layers, and their
     scales.
 
-    groups: the group of each layer. heads: those that one device holds.
+    groups: the group of each layer. heads: those that one device holds, or all.
     """
     one = 2 * heads * page_size * vector_bytes(head_dim, dtype)
     return [one * groups.count(group) for group in range(max(groups) + 1)]

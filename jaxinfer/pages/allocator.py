@@ -13,6 +13,7 @@ lacks some, the prompt begins at the longest length that all can serve.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxinfer.pages.holding import Holding, Parked
 from jaxinfer.pages.pool import PagePool
 
 Change = tuple[int, int, int]  # group, column, page
@@ -35,18 +36,6 @@ class Group:
         if self.window is None or self.fixed:
             return 0
         return max(0, position - self.window + 1) // page_size
-
-
-@dataclass
-class Holding:
-    """What one sequence holds: per group its first block and the pages from there on; end: blocks
-    that have or had a page; named: blocks whose names are in the pools.
-    """
-
-    first: list[int]
-    pages: list[list[int]]
-    end: int = 0
-    named: int = 0
 
 
 class Allocator:
@@ -108,6 +97,49 @@ class Allocator:
             holding.pages.append(list(pages))
             changes += [(i, (first + j) % group.ring, page) for j, page in enumerate(pages)]
         return holding, changes
+
+    def room_again(
+        self, names: Sequence[bytes], parked: Parked, positions: int, others: int
+    ) -> bool:
+        """As `room`, for a sequence whose beginning comes back as `parked`."""
+        end = -(-parked.positions // self.page_size)
+        more = max(0, -(-positions // self.page_size) - end)
+        for i, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
+            pages = self._found(i, names, parked)
+            taken = sum(page is None or not pool.holders(page) for page in pages)
+            taken += min(more, max(0, group.ring - len(pages))) if group.fixed else more
+            if taken + (others if group.window is None else 0) > pool.free:
+                return False
+        return True
+
+    def enter_again(
+        self, names: Sequence[bytes], parked: Parked
+    ) -> tuple[Holding, list[Change], tuple[tuple[int, ...], ...]]:
+        """Hold the pages of `parked`, those found by name and fresh ones. Last: per group the pages
+        to copy into, -1 where one was found.
+        """
+        end = -(-parked.positions // self.page_size)
+        holding, changes, into = Holding(list(parked.first), [], end), [], []
+        for i, (group, pool) in enumerate(zip(self.groups, self.pools, strict=True)):
+            found = self._found(i, names, parked)
+            kept = [page for page in found if page is not None]
+            fresh = iter(pool.acquire(len(found) - len(kept), kept)[len(kept) :])
+            to = [next(fresh) if page is None else -1 for page in found]
+            pages = [new if old is None else old for old, new in zip(found, to, strict=True)]
+            holding.pages.append(pages)
+            into.append(tuple(to))
+            first = parked.first[i]
+            changes += [(i, (first + j) % group.ring, page) for j, page in enumerate(pages)]
+        return holding, changes, tuple(into)
+
+    def _found(self, i: int, names: Sequence[bytes], parked: Parked) -> list[int | None]:
+        """Of group i's pages of `parked`, those that are still to be found: only whole ones, which
+        nobody writes into.
+        """
+        first = parked.first[i]
+        whole = parked.positions // self.page_size if self.share else 0
+        blocks = range(first, first + parked.counts[i])
+        return [self.pools[i].find(names[b]) if b < whole else None for b in blocks]
 
     def lacking(self, holding: Holding, end: int) -> int:
         """How many pages a sequence lacks in order to reach position `end`: of the group that lacks

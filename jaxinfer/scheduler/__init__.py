@@ -6,18 +6,20 @@ ahead of what has been recorded: the device stops a sequence by itself, so a pla
 late for it does nothing. Who follows a grammar is planned again only when its tokens have come.
 
 Where pages run out, the sequence that ranks last (lowest priority, then latest) gives way: it goes
-back to the queue, keeps its rank and its tokens, and reads prompt and tokens again when there is
-room. What it had written can still be found by name until others need the pages.
+back to the queue and keeps its rank and its tokens. What it had written is copied to the host while
+that has room, and back when there are pages again; else it reads prompt and tokens again, except
+what can still be found by name.
 """
 
 from bisect import insort
 
-from jaxinfer.pages import Allocator, Change, names
+from jaxinfer.pages import Allocator, Change, SwapSpace
 from jaxinfer.request import Request, Token
 from jaxinfer.scheduler.limits import Limits as Limits
 from jaxinfer.scheduler.limits import QueueFull as QueueFull
 from jaxinfer.scheduler.plan import Chunk as Chunk
 from jaxinfer.scheduler.plan import Plan as Plan
+from jaxinfer.scheduler.residence import Residence
 from jaxinfer.scheduler.sequence import Sequence as Sequence
 from jaxinfer.scheduler.slots import Slots
 
@@ -29,15 +31,18 @@ def _rank(sequence: Sequence) -> tuple[int, int]:
 class Scheduler:
     """By priority, then first come, first served, over a fixed number of slots.
 
-    allocator: of pages, or None where every slot owns its place in the cache.
+    allocator: of pages, or None where every slot owns its place in the cache. swap: the host's room
+    for those of who gives way, or None.
     """
 
-    def __init__(self, limits: Limits, allocator: Allocator | None = None):
+    def __init__(
+        self, limits: Limits, allocator: Allocator | None = None, swap: SwapSpace | None = None
+    ):
         self.limits = limits
         self.waiting: list[Sequence] = []
         self.running: dict[int, Sequence] = {}
         self.preemptions = 0
-        self._allocator = allocator
+        self._residence = Residence(allocator, swap, rope_switch=limits.rope_switch)
         self._slots = Slots(limits)
         self._arrivals = 0
 
@@ -83,7 +88,7 @@ class Scheduler:
         """What the device should do next, or None while there is nothing to ask of it."""
         for s in tuple(self.running.values()):
             if self._switches(s) and s.settled and s.left > 0:
-                self._requeue(s)
+                self._requeue(s)  # its keys change, and no copy would serve
         admitted, changes, soon = self._admit()
         steps = 1 if soon else self._steps()
         budget, chunks, decode = self.limits.budget, [], []
@@ -107,11 +112,14 @@ class Scheduler:
                 decode.append(s.slot)
                 s.planned += count
             s.computed += count
-            self._name(s)
+            self._residence.name(s)
         if not chunks and not decode:
             return None
         slots = {*decode, *(chunk.slot for chunk in chunks)}
+        moves = tuple(self._residence.moves)
+        self._residence.moves.clear()
         return Plan(
+            moves,
             tuple(s for s in admitted if s.slot >= 0),
             tuple(changes),
             tuple(sorted(chunks, key=lambda chunk: chunk.slot)),
@@ -129,7 +137,7 @@ class Scheduler:
         if reason is not None:
             self.finish(sequence)
         elif sequence.slot >= 0:
-            self._name(sequence)
+            self._residence.name(sequence)
         return Token(
             request_id=sequence.request.id,
             token_id=token_id,
@@ -146,6 +154,7 @@ class Scheduler:
             return
         if sequence.slot < 0:
             self.waiting.remove(sequence)
+            self._residence.drop(sequence)
         else:
             self._leave(sequence)
         sequence.finished = True
@@ -154,9 +163,10 @@ class Scheduler:
         """Forget what the cache holds: who runs reads everything again, nobody finds anything."""
         for s in tuple(self.running.values()):
             self._requeue(s)
+        for s in self.waiting:
+            self._residence.drop(s)
         self._slots.forget()
-        if self._allocator is not None:
-            self._allocator.forget()
+        self._residence.forget()
 
     def fail(self, sequences: tuple[Sequence, ...]) -> tuple[Sequence, ...]:
         """After a step that failed: who was a suspect already is out, and returned. The others in it
@@ -183,15 +193,13 @@ class Scheduler:
         assert all(s.slot == slot and not s.finished for slot, s in self.running.items())
         assert all(s.slot < 0 and s.holding is None for s in self.waiting)
         assert [s.rank for s in self.waiting] == sorted(s.rank for s in self.waiting)
-        if self._allocator is not None:
-            holdings = [s.holding for s in self.running.values()]
-            self._allocator.check([holding for holding in holdings if holding is not None])
+        self._residence.check(tuple(self.running.values()), self.waiting)
 
     def _check(self, request: Request) -> None:
         prompt, new = len(request.prompt_token_ids), request.params.max_new_tokens
         most, remedy = self.limits.max_length, "raise max_length"
-        if self._allocator is not None and self._allocator.most() < most:
-            most, remedy = self._allocator.most(), "raise num_pages"
+        if self._residence.most < most:
+            most, remedy = self._residence.most, "raise num_pages"
         if not self.limits.endless and prompt + new > most:
             raise ValueError(
                 f"prompt and max_new_tokens need to fit {most} positions, got {prompt} + {new}; "
@@ -217,63 +225,22 @@ class Scheduler:
             ready, blocks = s.settled, 0
             if ready:
                 s.prompt = s.known
-                if self._allocator is not None:
-                    blocks = self._hit(s)
-                    ready = blocks >= 0
+                blocks = self._residence.begins(s, self.running.values())
+                ready = blocks >= 0
             if not ready:
                 at, kept = at + 1, kept + 1
                 continue
-            if not self._fits(s, blocks):
+            if self.running and not self._residence.fits(s, blocks, self.running.values()):
                 break
             del self.waiting[at]
             changes += self._enter(s, blocks)
             admitted.append(s)
         return admitted, changes, kept > 0 or alone
 
-    def _hit(self, s: Sequence) -> int:
-        """How many blocks s can begin with; -1 where it should wait for the next one."""
-        allocator = self._allocator
-        assert allocator is not None
-        if not allocator.share:
-            return 0
-        self._know(s)
-        most = (len(s.prompt) - 1) // allocator.page_size  # one token at least is to be read
-        blocks = allocator.hit(s.names[:most])
-        for other in self.running.values() if blocks < most else ():
-            # who reads the same beginning further on, and has that block still before it
-            assert other.holding is not None
-            if other.rank < s.rank and other.holding.named <= blocks < len(other.names):
-                unread = blocks < len(other.prompt) // allocator.page_size
-                if unread and other.names[blocks] == s.names[blocks]:
-                    return -1
-        return blocks
-
-    def _know(self, s: Sequence) -> None:
-        """Extend the names of the pages of a sequence to what is known of it."""
-        assert self._allocator is not None
-        far = 0 < self.limits.rope_switch < len(s.prompt)
-        size = self._allocator.page_size
-        names.extend(s.names, names.root(s.salt, far), s.since(len(s.names) * size), size)
-
-    def _fits(self, s: Sequence, blocks: int) -> bool:
-        """Whether s can read its whole prompt, and everybody decode into one more page."""
-        allocator = self._allocator
-        if allocator is None or not self.running:
-            return True
-        promised = sum(
-            allocator.lacking(other.holding, len(other.prompt) + allocator.page_size)
-            for other in self.running.values()
-            if other.holding is not None
-        )
-        return allocator.room(s.names, blocks, len(s.prompt) + 1, promised)
-
     def _enter(self, s: Sequence, blocks: int) -> list[tuple[int, Change]]:
         s.visits += 1
         s.slot, s.reused = self._slots.take(s.prompt, s.reuse)
-        changes: list[Change] = []
-        if self._allocator is not None:
-            s.holding, changes = self._allocator.enter(s.names, blocks)
-            s.reused = blocks * self._allocator.page_size
+        changes = self._residence.enter(s, blocks)
         s.computed = s.reused
         self.running[s.slot] = s
         return [(s.slot, change) for change in changes]
@@ -282,32 +249,20 @@ class Scheduler:
         """Give s the pages of its next `count` positions; who ranks last gives way where they are
         short. False where that is s itself.
         """
-        if self._allocator is None:
-            return True
         while True:
-            assert s.holding is not None
-            found = self._allocator.extend(s.holding, s.computed, s.computed + count)
+            found = self._residence.grow(s, count)
             if found is not None:
                 changes += [(s.slot, change) for change in found]
                 return True
             last = max(self.running.values(), key=_rank)
             self.preemptions += 1
+            self._residence.park(last)
             self._requeue(last)
             if last is s:
                 return False
 
-    def _name(self, s: Sequence) -> None:
-        """Let others find the pages that s has filled."""
-        if self._allocator is None or not self._allocator.share:
-            return
-        assert s.holding is not None
-        blocks = s.written // self._allocator.page_size
-        if blocks > s.holding.named:
-            self._know(s)
-            self._allocator.name(s.holding, s.names, blocks)
-
     def _requeue(self, s: Sequence) -> None:
-        """Take a sequence out of its slot; it reads everything again when it comes back."""
+        """Take a sequence out of its slot; it reads again what nobody keeps when it comes back."""
         self._leave(s)
         s.slot, s.computed, s.reused = -1, 0, 0
         s.names.clear()
@@ -317,10 +272,7 @@ class Scheduler:
         """The one path that gives back."""
         del self.running[s.slot]
         self._slots.give(s.slot, s.known[: s.written] if self.limits.reuse else (), s.computed)
-        if self._allocator is not None:
-            assert s.holding is not None
-            self._allocator.leave(s.holding)
-            s.holding = None
+        self._residence.leave(s)
 
     def _part(self, s: Sequence, budget: int) -> tuple[int, int]:
         """How many of its prompt's tokens s reads next, and the length that its rope looks at."""
@@ -352,14 +304,6 @@ class Scheduler:
         switch = self.limits.rope_switch
         until = [switch - s.computed for s in decoding if s.computed < switch]
         steps = max(1, min(self.limits.decode_steps, left, *until))
-        while steps > 1 and not self._pages_for(decoding, steps):
+        while steps > 1 and not self._residence.enough(decoding, steps):
             steps //= 2
         return steps
-
-    def _pages_for(self, decoding: list[Sequence], steps: int) -> bool:
-        """Whether all can decode so far without anybody giving way."""
-        if self._allocator is None:
-            return True
-        ends = [(s.holding, s.computed + min(steps, s.left)) for s in decoding]
-        lacking = sum(self._allocator.lacking(h, end) for h, end in ends if h is not None)
-        return self._allocator.enough(lacking)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxinfer.pages import Change
+from jaxinfer.pages import Change, Move
 from jaxinfer.scheduler.sequence import Sequence
 
 
@@ -22,11 +22,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """admitted: sequences that enter their slots before this step. changes: of page tables, per
+    """moves: of pages to and from the host, in this order before all else. admitted: sequences that
+    enter their slots before this step. changes: of page tables, per
     slot, also before it. chunks: prompt parts. decode: slots that decode in this step; steps: how
     many tokens each (1 beside chunks). longest: no context grows beyond it in this step.
     """
 
+    moves: tuple[Move, ...]
     admitted: tuple[Sequence, ...]
     changes: tuple[tuple[int, Change], ...]
     chunks: tuple[Chunk, ...]

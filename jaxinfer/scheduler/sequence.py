@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxinfer.pages import Holding
+from jaxinfer.pages import Holding, Parked
 from jaxinfer.request import FinishReason, Matcher, Request
 
 
@@ -14,10 +14,10 @@ class Sequence:
 
     prompt: what is to be read; where a sequence must be read again, its tokens are part of it.
     visits: how often it entered a slot. reused: positions found in the cache when it last did.
-    names: of the pages of what is known, see `pages.names`. computed: positions planned into the
-    cache. planned, tokens: tokens asked for, received. matcher: where it stands in its grammar, if
-    it follows one; mask: the tokens that may come next there. suspect: it was in a step that failed,
-    and in none that went well since.
+    parked: what the host keeps for it while it waits. names: of the pages of what is known, see
+    `pages.names`. computed: positions planned into the cache. planned, tokens: tokens asked for,
+    received. matcher: where it stands in its grammar, if it follows one; mask: the tokens that may
+    come next there. suspect: it was in a step that failed, and in none that went well since.
     """
 
     request: Request
@@ -31,6 +31,7 @@ class Sequence:
     visits: int = 0
     reused: int = 0
     holding: Holding | None = None
+    parked: Parked | None = None
     names: list[bytes] = field(default_factory=list)
     prompt: tuple[int, ...] = ()
     computed: int = 0

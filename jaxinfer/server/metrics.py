@@ -78,6 +78,8 @@ class _LoopCollector:
             "pages": ("Pages of the cache; 0 where places own theirs.", stats.pages),
             "pages_used": ("Pages of the cache that are taken.", stats.pages_used),
             "pages_kept": ("Pages that nobody holds and prompts may find.", stats.pages_kept),
+            "swap_space_bytes": ("Of the host's memory for pages that gave way.", stats.swap_size),
+            "swap_used_bytes": ("Of it, taken.", stats.swap_used),
             "ready": ("1 where calls are taken.", loop.ready),
             "healthy": ("1 where steps make progress.", loop.healthy),
         }
@@ -88,6 +90,10 @@ class _LoopCollector:
             "prefix_hit_tokens": ("Tokens of prompts found in the cache.", stats.prefix_tokens),
             "read_prompt_tokens": ("Tokens of prompts that entered.", stats.prompt_tokens),
             "preemptions": ("Sequences that gave way to others.", stats.preemptions),
+            "swaps_out": ("Of them, those whose pages went to the host.", stats.swaps_out),
+            "swaps_in": ("Sequences whose pages came back from the host.", stats.swaps_in),
+            "swapped_out_bytes": ("Of pages, to the host.", stats.swap_bytes_out),
+            "swapped_in_bytes": ("Of pages, from the host.", stats.swap_bytes_in),
             "step_failures": ("Steps that raised.", stats.failures),
             "recompiles": ("Programs compiled since ready.", stats.compiled - loop.compiled),
         }

@@ -29,6 +29,8 @@ def test_random_load_changes_no_answer(rng, seed):
     assert left > 20
     assert ties < 10
     assert stats.preemptions > 10
+    assert stats.swaps_in > 5
+    assert stats.swap_used == 0
     assert stats.prefix_tokens > stats.prompt_tokens / 20
     assert engine.compiled == compiled
 

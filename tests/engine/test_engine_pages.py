@@ -106,11 +106,12 @@ def test_continuations_share_their_prompts_pages_and_are_what_each_is_alone(engi
         assert other.tokens == sequence.tokens
 
 
-def test_sequences_that_give_way_say_what_they_say_alone(engines, rng):
+@pytest.mark.parametrize("swap_space", [0, 2**20])
+def test_sequences_that_give_way_say_what_they_say_alone(engines, rng, swap_space):
     """The tiny pool holds one and a third of these."""
     prompts = tiny.prompts(rng, (30, 28, 33, 25, 31))
     wanted = requests(prompts, dataclasses.replace(GREEDY, max_new_tokens=25))
-    engine = engines()
+    engine = engines(swap_space=swap_space)
     assert ids(collect(engine, wanted)) == [greedy(engines, p, 25) for p in prompts]
     while not engine.stats.preemptions:  # admission is careful, so it may take several rounds
         collect(engine, wanted)
