@@ -22,7 +22,7 @@ BACKENDS = {
     "mosaic_gpu_prefill": mosaic_gpu_prefill.ragged_attention,
     "mosaic_tpu": mosaic_tpu.ragged_attention,
 }
-SCALED = ("xla", "mosaic_tpu")  # backends that take narrow pages with scales
+SCALED = ("xla", "mosaic_gpu", "mosaic_tpu")  # backends that take narrow pages with scales
 specification = reference.ragged_attention
 
 

@@ -182,9 +182,9 @@ def cudnn(
 
 
 def forms_of(
-    case: Case, names: list[str], *, write: bool, sweep: bool
+    case: Case, names: list[str], *, write: bool, sweep: bool, itemsize: int = 2
 ) -> list[tuple[dict, Attend]]:
-    """What is compared: (labels, how)."""
+    """What is compared for elements of `itemsize` bytes: (labels, how)."""
     found: list[tuple[dict, Attend]] = []
     for name in names:
         attend = cudnn if name == "cudnn" else functools.partial(ragged_attention, backend=name)
@@ -194,7 +194,7 @@ def forms_of(
             found.append((dict(backend=name, write="fused"), fused))
     if sweep and case.name in SWEPT:
         for blocks in SPLITS:
-            fitted = mosaic_gpu_decode.fitting(blocks, case.H, case.N // case.K)
+            fitted = mosaic_gpu_decode.fitting(blocks, case.H, case.N // case.K, itemsize)
             labels: dict[str, Any] = dict(backend="mosaic_gpu", blocks=vars(fitted))
             attend = functools.partial(mosaic_gpu.ragged_attention, blocks=fitted)
             found.append((labels, reading(attend)))
@@ -217,8 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
     for case in DECODE:
         if options.case not in case.name or (options.sweep and case.name not in SWEPT):
             continue
-        forms = forms_of(case, options.backends, write=options.write, sweep=options.sweep)
         for kept in options.kept:
+            rules = dict(write=options.write, sweep=options.sweep)
+            forms = forms_of(case, options.backends, **rules, itemsize=jnp.dtype(kept).itemsize)
             for labels, attend in forms:
                 print(json.dumps(line(case, kept, labels, attend)), flush=True)
 

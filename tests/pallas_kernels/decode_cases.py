@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.narrow import narrowed
 from pallas_kernels.ragged_attention import specification
 from pallas_kernels.ragged_attention.cases import Case, places
 from pallas_kernels.ring import position_of, slot_of
@@ -53,6 +54,13 @@ def expected_of(case, q, far, k, v, table):
     far = np.asarray(far, np.float32) if case.sinks else None
     table = None if table is None else np.asarray(table)
     return specification(*arrays, table, starts, counts, lengths, **rules, q_far=far)
+
+
+def narrow_of(pages):
+    """Pages as int8: (values, scales, what those say), the poison now in the scales."""
+    values, scales = narrowed(pages, "int8")
+    values = jnp.where(jnp.isnan(scales)[..., None], jnp.int8(127), values)
+    return values, scales, np.asarray(values.astype(jnp.float32) * scales[..., None])
 
 
 def with_newest(case, pages, new, table):

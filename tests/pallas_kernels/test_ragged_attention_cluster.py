@@ -77,7 +77,9 @@ def test_is_right_in_the_interpreter(rng, case, write):
         np.testing.assert_array_equal(np.asarray(x, np.float32), y)
 
 
-@pytest.mark.parametrize("case", [*FEW_ROWS, *SMALL], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*FEW_ROWS[1:4], *SMALL[2:4], SMALL[6]], ids=lambda case: case.name
+)
 def test_lowers_for_a_gpu_without_anything_to_clear(case):
     table = case.table(np.random.default_rng(0))
     pages = jax.ShapeDtypeStruct(case.pages_shape(table), jnp.bfloat16)

@@ -14,6 +14,11 @@ through memory for the pieces; it has been checked in the interpreter and compil
 timed, and is off until it is ("cluster" in the tuned data; candidates and reasons in
 `ragged_attention.bench`).
 
+Pages of int8 come with their scales and are widened, exactly, on their way to the tensor cores: from
+a stage through registers to a tile of bfloat16 in shared memory (16 loads, 32 permutes and as many
+subtractions, 16 stores a thread for 64 keys of 128), scores and weights being multiplied by the
+scales. Checked and compiled likewise, not timed, off ("narrow" in the tuned data).
+
 What was measured on an H200 (8 kv heads, 32 query heads of 128, bfloat16; microseconds a call in a
 loop of CUDA graphs over caches larger than the device's; terabytes of keys and values a second):
 
@@ -58,14 +63,17 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.launch import launch
 SHARED_MEMORY = 226 * 1024
 
 
-def fitting(blocks: Blocks, H: int, G: int) -> Blocks:
-    """The same with as many warpgroups and stages as shared memory holds for heads of H, beside the
-    pieces of G query heads a kv head that a cluster keeps there.
+def fitting(blocks: Blocks, H: int, G: int, itemsize: int = 2) -> Blocks:
+    """The same with as many warpgroups and stages as shared memory holds for heads of H elements of
+    `itemsize` bytes, beside the pieces of G query heads a kv head that a cluster keeps there and the
+    tiles that narrow elements are widened in.
     """
+    stage = 2 * blocks.slots * (2 * H if itemsize > 1 else H + 4)
     for warpgroups in range(blocks.warpgroups, 0, -1):
         found = dataclasses.replace(blocks, warpgroups=warpgroups)
         kept = 4 * found.workers * math.prod(piece_shape(G, H)) if blocks.cluster else 0
-        most = (SHARED_MEMORY - kept) // (2 * 2 * blocks.slots * H * warpgroups)
+        kept += 0 if itemsize > 1 else warpgroups * 2 * 2 * blocks.slots * H
+        most = (SHARED_MEMORY - kept) // (stage * warpgroups)
         if most >= 2:
             return dataclasses.replace(found, stages=min(blocks.stages, most))
     return dataclasses.replace(blocks, warpgroups=1, stages=1)
@@ -74,12 +82,15 @@ def fitting(blocks: Blocks, H: int, G: int) -> Blocks:
 def why_not(q, k_pages, table, *, blocks: Blocks) -> str | None:
     """Why the kernel cannot take these arguments, or None."""
     (_, N, H), (_, K, page_size, _) = q.shape, k_pages.shape
-    if q.dtype != jnp.bfloat16 or k_pages.dtype != jnp.bfloat16:
-        return f"needs bfloat16 queries and pages, got {q.dtype} and {k_pages.dtype}"
+    narrow = k_pages.dtype == jnp.int8
+    if q.dtype != jnp.bfloat16 or not (narrow or k_pages.dtype == jnp.bfloat16):
+        return f"needs bfloat16 queries and pages, or int8 pages, got {q.dtype} and {k_pages.dtype}"
     if jax.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer, got {jax.__version__}"
     if H % 16 or not 64 <= H <= 256:
         return f"needs heads of 64 to 256, a multiple of 16, got {H}"
+    if narrow and (H % 32 or page_size % 4 or (table is not None and page_size < 32)):
+        return f"needs int8 pages of 32 slots or more, heads a multiple of 32, got {k_pages.shape}"
     if N // K > TILE:
         return f"needs at most {TILE} query heads a kv head, got {N // K}"
     size = blocks.slots
@@ -106,23 +117,25 @@ def attend(
     q_far,
     blocks: Blocks,
     new: tuple[jax.Array, jax.Array] | None = None,
+    scales: tuple[jax.Array, jax.Array] | None = None,
     interpret: Any = None,
 ):
     """q, q_far [B, N, H]: row b's query, the last of its lengths[b] positions -> [B, N, H], zeros for
     rows whose counts are 0. The rest as the package's function. new: the keys and values [B, K, H] of
     that position, not yet in the pages -> (answer, k_pages, v_pages with them), in place where the
-    caller gives the pages up.
+    caller gives the pages up. scales: those of int8 pages, [P, K, page_size] float32.
     """
     (B, N, H), K = q.shape, k_pages.shape[1]
     form = Form(
         B=B, K=K, G=N // K, H=H, NB=-(-capacity // blocks.slots), page_size=k_pages.shape[2],
         capacity=capacity, scale=scale, softcap=softcap, sinks=sinks, paged=table is not None,
-        far=q_far is not None, new=new is not None, blocks=blocks, interpret=bool(interpret),
+        far=q_far is not None, new=new is not None,
+        narrow=scales is not None, blocks=blocks, interpret=bool(interpret),
     )  # fmt: skip
     rows = split.rows_of(
         lengths, counts, block=blocks.slots, capacity=capacity, window=window, sinks=sinks
     )
     ranges = None if blocks.cluster else split.ranges_of(rows, K, blocks.workers)
-    given = [x for x in (table, q_far, *(new or ())) if x is not None]
+    given = [x for x in (table, q_far, *(new or ()), *(scales or ())) if x is not None]
     found = launch(ranges, rows, q, k_pages, v_pages, given, form=form, interpret=interpret)
     return found if new is not None else found[0]

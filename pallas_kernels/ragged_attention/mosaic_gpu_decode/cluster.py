@@ -34,12 +34,12 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import load_rows, st
 
 
 def read(form: Form, rows, q, k_pages, v_pages, *rest):
-    """The kernel. rows [B, 8], q [B, N, H]; then the table, q_far and new keys and values if there are
-    any; out [B, N, H]; pieces [workers, ...] and stats [workers, 2 (max, sum), ...] in shared memory
+    """The kernel. rows [B, 8], q [B, N, H]; then the table, q_far, new keys and values and scales if
+    there are any; out [B, N, H]; pieces [workers, ...] and stats [workers, 2 (max, sum), ...] in shared memory
     (in the interpreter, which has no way to another's, [pairs, workers, ...] in memory).
     """
-    table, far, new, rest = given_of(form, rest)
-    out, pieces, stats, ks, vs, k_full, v_full = rest
+    table, far, new, scales, rest = given_of(form, rest)
+    out, pieces, stats, *scratch = rest
     blocks, wg, pair = form.blocks, lax.axis_index("wg"), lax.axis_index("pair")
     worker = lax.axis_index("rank") * blocks.warpgroups + wg
     row, head = lax.div(pair, jnp.int32(form.K)), lax.rem(pair, jnp.int32(form.K))
@@ -47,7 +47,7 @@ def read(form: Form, rows, q, k_pages, v_pages, *rest):
     each = lax.div(shape[split.COUNT] + (blocks.workers - 1), jnp.int32(blocks.workers))
     begin = worker * each
     many = jnp.clip(shape[split.COUNT] - begin, 0, each)
-    ring = Ring(form, rows, table, (k_pages, v_pages), (ks, vs), (k_full, v_full), wg)
+    ring = Ring.of(form, rows, table, (k_pages, v_pages), scales, scratch, wg)
 
     def bring(step):
         pl.when(step < many)(lambda: ring.bring(step, (row, head, begin + step, shape)))

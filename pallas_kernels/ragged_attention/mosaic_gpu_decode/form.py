@@ -55,6 +55,7 @@ class Form:
     paged: bool
     far: bool
     new: bool
+    narrow: bool
     blocks: Blocks
     interpret: bool
 
@@ -69,12 +70,15 @@ class Form:
 
 
 def given_of(form: Form, refs):
-    """The table, the far queries, the new keys and values (None: not given), and what follows them."""
+    """The table, the far queries, the new keys and values, the scales of narrow pages (None: not
+    given), and what follows them.
+    """
     refs = iter(refs)
     table = next(refs) if form.paged else None
     far = next(refs) if form.far else None
     new = (next(refs), next(refs)) if form.new else None
-    return table, far, new, tuple(refs)
+    scales = (next(refs), next(refs)) if form.narrow else None
+    return table, far, new, scales, tuple(refs)
 
 
 def worker_of(form: Form):

@@ -25,17 +25,17 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import load_rows, st
 
 
 def read(form: Form, ranges, rows, q, k_pages, v_pages, *rest):
-    """The kernel. ranges [workers, 16], rows [B, 8], q [B, N, H]; then the table, q_far and new keys
-    and values if there are any; out [B, N, H], pieces [workers, 2, ...] (0: of a pair that goes on
+    """The kernel. ranges [workers, 16], rows [B, 8], q [B, N, H]; then the table, q_far, new keys and
+    values and scales if there are any; out [B, N, H], pieces [workers, 2, ...] (0: of a pair that goes on
     after the range, 1: of one that began before), stats [workers, 2, 2 (max, sum), ...].
     """
-    table, far, new, rest = given_of(form, rest)
-    out, pieces, stats, ks, vs, k_full, v_full = rest
+    table, far, new, scales, rest = given_of(form, rest)
+    out, pieces, stats, *scratch = rest
     wg, worker = worker_of(form)
     fields = [ranges[worker, i] for i in range(split.RANGE_FIELDS + split.LENGTH + 1)]
     total, shape = fields[split.BLOCKS], tuple(fields[split.RANGE_FIELDS :])
     here = (fields[split.ROW], fields[split.HEAD], fields[split.BLOCK], shape)
-    ring = Ring(form, rows, table, (k_pages, v_pages), (ks, vs), (k_full, v_full), wg)
+    ring = Ring.of(form, rows, table, (k_pages, v_pages), scales, scratch, wg)
     ready = None
     if not form.interpret:
         ready = pl.get_global(plgpu.SemaphoreType.REGULAR((form.B * form.K,)))

@@ -18,15 +18,15 @@ def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
     (answer,), with the pages if form.new.
     """
     blocks, H = form.blocks, form.H
-    swizzle = next(bytes for bytes in (128, 64, 32) if H % (bytes // 2) == 0)
-    tiles = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
     ring = (blocks.warpgroups, blocks.stages)
+    arrivals = form.copies * (2 if form.narrow else 1)
     stages: list[Any] = [
-        plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
-        plgpu.SMEM((*ring, blocks.slots, H), q.dtype, transforms=tiles),
-        plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
-        plgpu.Barrier(num_arrivals=form.copies, num_barriers=ring),
+        *2 * [_tiles((*ring, blocks.slots, H), k_pages.dtype)],
+        *2 * [plgpu.Barrier(num_arrivals=arrivals, num_barriers=ring)],
     ]
+    if form.narrow:
+        stages += 2 * [plgpu.SMEM((*ring, blocks.slots), jnp.float32)]
+        stages += 2 * [_tiles((blocks.warpgroups, blocks.slots, H), q.dtype)]
     if form.new:
         k_pages, v_pages = jax.new_ref(k_pages), jax.new_ref(v_pages)
     how: dict[str, Any] = dict(form=form, stages=stages, interpret=interpret)
@@ -37,6 +37,14 @@ def launch(ranges, rows, q, k_pages, v_pages, given, *, form: Form, interpret):
     if form.new:
         return found, jax.freeze(k_pages), jax.freeze(v_pages)
     return (found,)
+
+
+def _tiles(shape: tuple[int, ...], dtype):
+    """Shared memory in the order that the copy engine and the tensor cores agree on."""
+    size = jnp.dtype(dtype).itemsize
+    swizzle = next(bytes for bytes in (128, 64, 32) if shape[-1] * size % bytes == 0)
+    order = (plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle))
+    return plgpu.SMEM(shape, dtype, transforms=order)
 
 
 def _ranges(ranges, rows, q, k_pages, v_pages, given, *, form: Form, stages: list, interpret):

@@ -52,15 +52,20 @@ class Pair:
         k_full, v_full = (full.at[ring.wg, place] for full in ring.full)
         edge = is_edge(form, first, self.shape)
         plgpu.barrier_wait(k_full)
-        s = self._units(product(form, query, keys, turned=True))
-        s = lax.cond(edge, lambda s: self._masked(s, keys, first), lambda s: s, s)
+        keys, scale = self._widened(0, keys, place)
+        s = self._scores(query, keys, scale)
+        s = lax.cond(edge, lambda s: self._masked(s, keys, scale, first), lambda s: s, s)
         new = jnp.maximum(m, s.max(axis=1))
         kept = jnp.exp2(m - new)
         p = jnp.exp2(s - spread(new, s.shape))
         weight = weight * kept + p.sum(axis=1)
-        p16 = p.astype(query.dtype)
         plgpu.barrier_wait(v_full)
-        pl.when(edge)(lambda: self._silence(values, first))
+        if form.narrow:  # no value of one byte is infinite or no number, but a scale may be
+            values, scale = self._widened(1, values, place)
+            p = jnp.where(p == 0.0, jnp.zeros_like(p), p * over_columns(scale, p.shape))
+        else:
+            pl.when(edge)(lambda: self._silence(values, first))
+        p16 = p.astype(query.dtype)
         return acc * spread(kept, acc.shape) + product(form, p16, values), new, weight
 
     def begin(self, query):
@@ -85,6 +90,21 @@ class Pair:
         shape = (TILE, self.form.H)
         return load_rows(self.far, shape, WGMMA, interpret=self.form.interpret)
 
+    def _widened(self, which, stage, place):
+        """Keys (which 0) or values (1) of a stage as the tensor cores take them, and their scales."""
+        ring = self.ring
+        if not self.form.narrow:
+            return stage, None
+        tile = ring.wide[which].at[ring.wg]
+        bytes_in_words = plgpu.Layout.WGMMA_UPCAST_2X
+        tile[...] = plgpu.layout_cast(stage[...], bytes_in_words).astype(tile.dtype)
+        plgpu.commit_smem()
+        return tile, load(ring.scale_stages[which].at[ring.wg, place], layout=WGMMA.reduce(0))
+
+    def _scores(self, query, keys, scale):
+        s = product(self.form, query, keys, turned=True)
+        return self._units(s if scale is None else s * over_columns(scale, s.shape))
+
     def _units(self, s):
         """Products of queries and keys as scores, in units of log2."""
         form = self.form
@@ -92,11 +112,11 @@ class Pair:
             return s * (form.scale * LOG2_E)
         return jnp.tanh(s * (form.scale / form.softcap)) * (form.softcap * LOG2_E)
 
-    def _masked(self, s, keys, first):
+    def _masked(self, s, keys, scale, first):
         form = self.form
         slot = plgpu.broadcasted_iota(jnp.int32, s.shape, 1, layout=WGMMA) + first
         if self.far is not None:
-            far = self._units(product(form, self._far_query(), keys, turned=True))
+            far = self._scores(self._far_query(), keys, scale)
             s = jnp.where(slot < form.sinks, far, s)
         return jnp.where(seen_in(form, slot, self.shape), s, -jnp.inf)
 
@@ -109,6 +129,11 @@ class Pair:
             seen = seen_in(self.form, slot + (first + part), self.shape)
             tile[...] = jnp.where(seen, value, jnp.zeros_like(value))
         plgpu.commit_smem()
+
+
+def over_columns(x, shape):
+    """A number a column, over the columns."""
+    return lax.broadcast_in_dim(x, shape, [1])
 
 
 def newest(form: Form, shape):

@@ -15,16 +15,27 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import Form, wrapped
 @dataclasses.dataclass(frozen=True)
 class Ring:
     """A worker's stages, and the line of blocks that passes through them. A point of the line is
-    (row, head, number of the block in the row, the row's fields).
+    (row, head, number of the block in the row, the row's fields). Narrow pages: scales [P, K,
+    page_size] and their stages come along, and wide are tiles to widen a block of keys and of values in.
     """
 
     form: Form
     rows: Any
     table: Any
     pages: tuple[Any, Any]
+    scales: tuple[Any, Any] | None
     stages: tuple[Any, Any]
     full: tuple[Any, Any]
+    scale_stages: tuple[Any, ...]
+    wide: tuple[Any, ...]
     wg: Any
+
+    @classmethod
+    def of(cls, form: Form, rows, table, pages, scales, scratch, wg):
+        """scratch: the stages, their barriers, and for narrow pages the scales' stages and tiles."""
+        pairs = [tuple(scratch[i : i + 2]) for i in range(0, 8, 2)]
+        stages, full, scale_stages, wide = pairs
+        return cls(form, rows, table, pages, scales, stages, full, scale_stages, wide, wg)
 
     def bring(self, step, point):
         """Start copying a point's keys and values into the stage of a step."""
@@ -34,7 +45,10 @@ class Ring:
         size = form.blocks.slots // form.copies
         for part in range(form.copies):
             page, offset = self.locate(row, first + part * size)
-            for pages, stages, full in zip(self.pages, self.stages, self.full, strict=True):
+            ways = list(zip(self.pages, self.stages, self.full, strict=True))
+            if self.scales is not None:
+                ways += zip(self.scales, self.scale_stages, self.full, strict=True)
+            for pages, stages, full in ways:
                 target = stages.at[self.wg, place]
                 plgpu.copy_gmem_to_smem(
                     pages.at[page, head, pl.ds(offset, size)],
