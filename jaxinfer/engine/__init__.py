@@ -9,25 +9,24 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
 
 from jaxinfer import cache as kv
 from jaxinfer.config import ModelConfig
-from jaxinfer.engine.copies import PIECES
 from jaxinfer.engine.device import Device, check_same_form
-from jaxinfer.engine.feeds import CHANGES, Feeds, ladder
 from jaxinfer.engine.feeds import PROMPT_GROWTH as PROMPT_GROWTH
 from jaxinfer.engine.feeds import SMALLEST_SPAN as SMALLEST_SPAN
 from jaxinfer.engine.feeds import SMALLEST_STEP as SMALLEST_STEP
 from jaxinfer.engine.feeds import TOP_N as TOP_N
+from jaxinfer.engine.feeds import Feeds
 from jaxinfer.engine.feeds import bucket as bucket
+from jaxinfer.engine.in_flight import InFlight, dispatch, sampled
 from jaxinfer.engine.memory import limits_for, page_bytes, pages_within, plan_groups
 from jaxinfer.engine.stats import Stats as Stats
 from jaxinfer.engine.stats import StepFailed as StepFailed
+from jaxinfer.engine.warm_up import everything
 from jaxinfer.generate import cache_dtype
 from jaxinfer.models import attention, decoder
 from jaxinfer.pages import Allocator, PagePool, SwapSpace
@@ -37,17 +36,6 @@ from jaxinfer.step import Output, Programs
 
 SWAP_SPACE = 4 * 2**30  # bytes
 MOST_FAILURES = 3  # steps that raise one after the other make an engine give up
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """A dispatched step: rows of its output that belong to a sequence, and the output still on the
-    device. sequences: all that took part.
-    """
-
-    rows: tuple[tuple[int, Sequence], ...]
-    sequences: tuple[Sequence, ...]
-    output: Output
 
 
 class Engine:
@@ -254,29 +242,10 @@ class Engine:
         progress(done, in all) is called after each. top_n: of TOP_N, what requests will ask for
         (None: no log-probabilities); others compile when they come.
         """
-        feeds, device = self._feeds, self._device
-        nobody = np.zeros((self.limits.slots,), bool)
-        work: list[Callable[[], object]] = [lambda: device.halt(self.limits.slots)]
-        work += [partial(device.mask, feeds.blank_masks(r)) for r in feeds.row_counts]
-        work += [
-            partial(device.admit, feeds.blank_entry(r, w))
-            for r in feeds.row_counts
-            for w in feeds.widths
-        ]
-        if self._allocator is not None:
-            nothing = [(feeds.some_changes((), size),) * feeds.groups for size in CHANGES]
-            work += [partial(device.assign, changes) for changes in nothing]
-        if self._swap is not None and self._swap.size:
-            sizes = [(group, size) for group in range(feeds.groups) for size in PIECES]
-            work += [partial(device.warm_move, *each) for each in sizes]
-        for n in top_n:
-            work += [partial(device.decode, nobody, 0, span, n) for span in feeds.decode_spans]
-            work += [
-                partial(device.advance, feeds.blank(tokens, r), span, n)
-                for tokens in ladder(SMALLEST_STEP, feeds.most_tokens)
-                for r in feeds.row_counts
-                for span in feeds.prompt_spans
-            ]
+        swaps = self._swap is not None and self._swap.size > 0
+        work = everything(
+            self._feeds, self._device, paged=self._allocator is not None, swaps=swaps, top_n=top_n
+        )
         for done, compile_one in enumerate(work, 1):
             compile_one()
             if progress is not None:
@@ -376,43 +345,10 @@ class Engine:
             if s.visits == 1:
                 self._prompt_tokens += len(s.prompt)
                 self._prefix_tokens += s.reused
-        self._device.move(plan.moves)
-        if plan.admitted:
-            self._device.admit(self._feeds.entries(plan.admitted))
-        for changes in self._feeds.changes(plan.changes):
-            self._device.assign(changes)
-        guided = [s for s in sequences if s.mask is not None]
-        if guided:
-            self._device.mask(self._feeds.masks(guided))
-        wanted = [n for s in sequences if (n := s.request.params.logprobs) is not None]
-        top_n = min(n for n in TOP_N if n >= max(wanted)) if wanted else None
-        span = self._feeds.span(plan)
-        if plan.chunks:
-            feed = self._feeds.feed(plan, self._scheduler.running)
-            output = self._device.advance(feed, span, top_n)
-            rows = tuple((i, s) for i, s in enumerate(sequences) if feed.final[i])
-        else:
-            decodes = np.zeros((self.limits.slots,), bool)
-            decodes[list(plan.decode)] = True
-            output = self._device.decode(decodes, plan.steps, span, top_n)
-            rows = tuple(zip(plan.decode, sequences, strict=True))
-        return InFlight(rows, sequences, output)
+        return dispatch(self._device, self._feeds, plan, sequences)
 
     def _record(self, step: InFlight, output: Output) -> None:
-        for i in range(output.tokens.shape[1]):
-            for row, sequence in step.rows:
-                token = int(output.tokens[row, i])
-                if token < 0 or sequence.finished:
-                    continue
-                wanted = sequence.request.params.logprobs
-                logprob = top = None
-                if wanted is not None and output.logprobs is not None:
-                    logprob = float(output.logprobs[row, i])
-                    pairs = zip(
-                        output.top_ids[row, i, :wanted],
-                        output.top_logprobs[row, i, :wanted],
-                        strict=True,
-                    )
-                    top = tuple((int(other), float(value)) for other, value in pairs)
+        for sequence, token_id, logprob, top in sampled(step, output):
+            if not sequence.finished:
                 self._generated += 1
-                self._events.append(self._scheduler.record(sequence, token, logprob, top))
+                self._events.append(self._scheduler.record(sequence, token_id, logprob, top))

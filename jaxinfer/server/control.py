@@ -6,8 +6,8 @@ from starlette.types import ASGIApp
 
 from jaxinfer.server import answers
 from jaxinfer.server.http import Call, json_response
-from jaxinfer.server.loop import Cause
 from jaxinfer.server.service import Service
+from jaxinfer.server.ticket import Cause
 
 
 def _card(service: Service) -> answers.ModelCard:

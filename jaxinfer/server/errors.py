@@ -6,8 +6,9 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
 from jaxinfer.scheduler import QueueFull
-from jaxinfer.server.loop import Aborted, Cause, Unavailable
+from jaxinfer.server.loop import Unavailable
 from jaxinfer.server.schemas import UNSUPPORTED
+from jaxinfer.server.ticket import Aborted, Cause
 
 TYPES = {
     401: "authentication_error",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from jaxinfer.request import FinishReason, Request, Token
-from jaxinfer.server.loop import Ticket
+from jaxinfer.server.ticket import Ticket
 from jaxinfer.stream import Detokenizer
 from jaxinfer.tokenizer import Tokenizer
 

@@ -22,8 +22,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxinfer.server.errors import ApiError, as_api_error, refusal
-from jaxinfer.server.loop import Aborted, Cause, Ticket
 from jaxinfer.server.service import Service
+from jaxinfer.server.ticket import Aborted, Cause, Ticket
 
 LOG = logging.getLogger("jaxinfer.server")
 LAST_WORD_S = 1.0  # what a client that reads too slowly has to take the reason

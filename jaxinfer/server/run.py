@@ -15,10 +15,11 @@ from jaxinfer.engine import Engine
 from jaxinfer.model import Model
 from jaxinfer.scheduler import Limits
 from jaxinfer.server.app import application
-from jaxinfer.server.loop import Cause, EngineLoop, State, Unavailable
+from jaxinfer.server.loop import EngineLoop, State, Unavailable
 from jaxinfer.server.metrics import Metrics
 from jaxinfer.server.service import Service
 from jaxinfer.server.settings import Settings
+from jaxinfer.server.ticket import Cause
 
 CLOSE_S = 5  # what connections have to close after the last answer
 KEEP_ALIVE_S = 30  # what a connection may rest between two calls

@@ -45,7 +45,7 @@ def test_decodes_read_all_slots_where_copying_some_costs_more(model):
     assert feeds.decode_spans == [128, 256, 512, 768, 1024, 2048]
 
     def span(longest, steps):
-        return feeds.span(Plan((), (), (), (0,), steps, longest))
+        return feeds.span(Plan((), (), (), (), (0,), steps, longest))
 
     assert [span(n, 8) for n in (1, 129, 600, 1024, 1025, 2048)] == [
         128,

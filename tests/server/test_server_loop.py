@@ -11,7 +11,8 @@ import pytest
 
 from jaxinfer.engine import StepFailed
 from jaxinfer.scheduler import QueueFull
-from jaxinfer.server.loop import HAND_OVERS, Aborted, Cause, EngineLoop, State, Unavailable
+from jaxinfer.server.loop import HAND_OVERS, EngineLoop, State, Unavailable
+from jaxinfer.server.ticket import Aborted, Cause
 from tests.server.fakes import Engine, request
 
 
