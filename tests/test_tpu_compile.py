@@ -18,6 +18,8 @@ SETTINGS = {  # libtpu asks nobody what machine this is
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # tests may run side by side
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "0",
 }
 
 

@@ -13,7 +13,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import jaxinfer
-from jaxinfer import compile_cache
 from jaxinfer.cli import main
 
 CONTEXT = 256
@@ -36,12 +35,6 @@ class Ran:
         assert self.code == 0, self.err
         (line,) = self.out.splitlines()
         return json.loads(line)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def programs(tmp_path_factory) -> None:
-    """Compiled programs are shared by the commands of one test run and by nothing else."""
-    compile_cache.enable(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture
@@ -114,5 +107,5 @@ def base(folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(folder, programs) -> jaxinfer.Model:
+def model(folder) -> jaxinfer.Model:
     return jaxinfer.load(folder, progress=False)

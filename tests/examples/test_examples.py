@@ -11,16 +11,10 @@ import pytest
 from nbclient import NotebookClient
 
 from examples import batch, endless_stream, rollout_in_jit, streaming
-from jaxinfer import compile_cache, shipped
+from jaxinfer import shipped
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "examples" / "colab_quickstart.ipynb"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory) -> Path:
-    """Compiled programs are shared by these tests and by nothing else."""
-    return compile_cache.enable(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +48,8 @@ def test_rollout_is_scored_as_it_was_sampled_and_learns(draft):
     assert found[-1][0] > found[0][0]
 
 
-def test_sharded_gives_the_tokens_of_one_device(programs):
-    environment = {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(programs),
-    }
+def test_sharded_gives_the_tokens_of_one_device():
+    environment = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     script = [sys.executable, str(ROOT / "examples" / "sharded.py")]
     ran = subprocess.run(
         script, env=os.environ | environment, capture_output=True, text=True, timeout=300
@@ -81,10 +71,9 @@ def test_every_script_is_run_here():
     }
 
 
-def test_notebook(draft, programs, monkeypatch):
+def test_notebook(draft, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(programs))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")

@@ -8,7 +8,7 @@ import numpy as np
 import openai
 import pytest
 
-from jaxinfer import Model, compile_cache, server
+from jaxinfer import Model, server
 from jaxinfer.scheduler import Limits
 from jaxinfer.server import Service
 from jaxinfer.tokenizer import Tokenizer
@@ -47,7 +47,6 @@ class Served:
 def model(tmp_path_factory) -> Model:
     seed = np.random.SeedSequence().entropy % 2**31
     print(f"seed={seed}")
-    compile_cache.enable(tmp_path_factory.mktemp("programs"))
     backend = fresh_tokenizers.byte_level(np.random.default_rng(seed), ["<s>", "</s>"])
     folder = fresh_tokenizers.write_folder(
         tmp_path_factory.mktemp("tokenizer"),
