@@ -16,10 +16,11 @@ norm before, deals out the activations' columns (one pass over x with the norm, 
 its own), and adds the residual.
 
 The floor of the four products of a Llama-3.1-8B layer at 64 rows, at 4.18 TB/s, and what is expected
-of this form (2 us for its start and end, 85% of that rate between), microseconds a product; XLA measured in a decode
-step on an H200, 32 layers. Measured since, alone, on an H200 with JAX 0.11 (8 stages): it is right, but qkv in int8 takes
-17.1 us in two groups and two parts, 18.0 in one of each, 24.2 in two groups and one part, against 18.05 through XLA.
-That is half as fast as expected, so it is off until a profile says what it waits for; the others are not measured:
+of this form (2 us for its start and end, 85% of that rate between), microseconds a product; XLA
+measured in a decode step on an H200, 32 layers. Measured since, alone, on an H200 with JAX 0.11 and 8
+stages: it is right, but qkv in int8 takes 17.1 us in two groups and two parts, 18.0 in one of each and
+24.2 in two groups and one part, against 18.05 through XLA and the 12 expected. So it is off until a
+profile says what it waits for; the other products are not measured:
 
 | | gate-up 4096->28672 | down 14336->4096 | qkv 4096->6144 | out 4096->4096 |
 |---|---|---|---|---|
