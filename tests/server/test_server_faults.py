@@ -63,7 +63,7 @@ def until(condition):
 
 
 def test_a_client_that_leaves_frees_its_place(model):
-    engine = Engine(step_s=0.002)
+    engine = Engine(step_s=0.01)
     with serving(model, engine) as (client, service):
         with client.stream("POST", "/v1/completions", json=body(0, LONG // 2, stream=True)) as one:
             next(one.iter_lines())
