@@ -135,13 +135,13 @@ def test_calls_from_several_threads_do_not_meet(model):
 
 
 def test_sizes_that_alternate_do_not_compile_again(model, monkeypatch):
-    compiled, compile_one = [], Programs._compile
+    compiled, program_of = [], Programs._program
 
     def count(self, *args):
         compiled.append(args)
-        return compile_one(self, *args)
+        return program_of(self, *args)
 
-    monkeypatch.setattr(Programs, "_compile", count)
+    monkeypatch.setattr(Programs, "_program", count)
     fresh = Model(model.params, model.config, max_slots=8, chunk=16)
     batches = [[[5, 6, 7]] * rows for rows in (1, 2, 4)]  # more sizes than idle engines are kept
     found = [
