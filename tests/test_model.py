@@ -149,6 +149,7 @@ def test_sizes_that_alternate_do_not_compile_again(model, monkeypatch):
         for _ in range(2)
     ]
     first = len(compiled)
+    assert first > 0
     again = [fresh.generate(batch, temperature=0, max_new_tokens=NEW) for batch in batches]
     assert len(compiled) == first
     texts = [[[c.token_ids for c in batch] for batch in run] for run in (*found, again)]
