@@ -97,7 +97,7 @@ def test_prefill_and_decode_equal_the_oracle(model, name, chunk, stream):
 
 @pytest.mark.parametrize("name", NARROW)
 def test_texts_are_scored_as_decoding_sees_them(model, name, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxinfer.generate"], "READ_CHUNK", 6)
+    monkeypatch.setattr(sys.modules["jaxinfer.generate.scoring"], "READ_CHUNK", 6)
     config, params, rows = model
     tokens, lengths = (jnp.asarray(x) for x in tiny.rectangle(rows))
     found = logits(params, config, tokens, lengths, kv_dtype=name)
