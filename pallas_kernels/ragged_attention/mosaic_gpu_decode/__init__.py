@@ -136,6 +136,8 @@ def attend(
         lengths, counts, block=blocks.slots, capacity=capacity, window=window, sinks=sinks
     )
     ranges = None if blocks.cluster else split.ranges_of(rows, K, blocks.workers)
-    given = [x for x in (table, q_far, *(new or ()), *(scales or ())) if x is not None]
+    if new is not None:
+        q = jnp.concatenate([q, *new], axis=1)  # see `Pair.of`
+    given = [x for x in (table, q_far, *(scales or ())) if x is not None]
     found = launch(ranges, rows, q, k_pages, v_pages, given, form=form, interpret=interpret)
     return found if new is not None else found[0]

@@ -21,24 +21,23 @@ from jaxlib.mlir.dialects import llvm
 
 from pallas_kernels.ragged_attention.mosaic_gpu_decode import split
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import (
-    TILE,
     WGMMA,
     Form,
     given_of,
     wrapped,
 )
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.merge import merge
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.pair import Pair, nothing
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.pair import Pair
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.ring import Ring
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import load_rows, store_rows
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import store_rows
 
 
 def read(form: Form, rows, q, k_pages, v_pages, *rest):
-    """The kernel. rows [B, 8], q [B, N, H]; then the table, q_far, new keys and values and scales if
-    there are any; out [B, N, H]; pieces [workers, ...] and stats [workers, 2 (max, sum), ...] in shared memory
+    """The kernel. rows [B, 8], q as `Pair.of` has it; then the table, q_far and scales if there are
+    any; out [B, N, H]; pieces [workers, ...] and stats [workers, 2 (max, sum), ...] in shared memory
     (in the interpreter, which has no way to another's, [pairs, workers, ...] in memory).
     """
-    table, far, new, scales, rest = given_of(form, rest)
+    table, far, scales, rest = given_of(form, rest)
     out, pieces, stats, *scratch = rest
     blocks, wg, pair = form.blocks, lax.axis_index("wg"), lax.axis_index("pair")
     worker = lax.axis_index("rank") * blocks.warpgroups + wg
@@ -55,16 +54,9 @@ def read(form: Form, rows, q, k_pages, v_pages, *rest):
     for step in range(blocks.stages):
         bring(jnp.int32(step))
     mine = pl.ds(head * form.G, form.G)
-    query = load_rows(q.at[row, mine], (TILE, form.H), WGMMA, interpret=form.interpret)
-    block_of = Pair(
-        form, ring, row, head, shape,
-        far=None if far is None else far.at[row, mine],
-        new=None if new is None else tuple(x.at[row, head] for x in new),
-    )  # fmt: skip
-    start = nothing(form)
-    if new is not None:  # for the last, who has the fewest blocks
-        has_new = (worker == blocks.workers - 1) & (shape[split.LENGTH] > 0)
-        start = lax.cond(has_new, lambda: block_of.begin(query), lambda: start)
+    block_of = Pair.of(form, ring, q, far, row, head, shape)
+    # the new position is for the last, who has the fewest blocks
+    query, start = block_of.begin(worker == blocks.workers - 1)
 
     def block(i, carry):
         first = wrapped(form, shape[split.FIRST] + begin + i) * blocks.slots
@@ -120,7 +112,7 @@ def meet() -> None:
 def launch(rows, q, k_pages, v_pages, given, *, form: Form, stages: list, interpret):
     """The program: arguments and answer as that of `launch.launch`, pages as they are to be written."""
     blocks = form.blocks
-    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    out = jax.ShapeDtypeStruct((form.B, form.N, form.H), q.dtype)
     held = (blocks.workers, *form.piece), (blocks.workers, 2, form.piece[0])
     grid: dict[str, Any] = dict(
         grid=(form.B * form.K,), grid_names=("pair",),

@@ -60,6 +60,10 @@ class Form:
     interpret: bool
 
     @property
+    def N(self) -> int:
+        return self.K * self.G
+
+    @property
     def copies(self) -> int:
         """How many parts of pages a block of slots comes in."""
         return max(1, self.blocks.slots // self.page_size) if self.paged else 1
@@ -70,15 +74,12 @@ class Form:
 
 
 def given_of(form: Form, refs):
-    """The table, the far queries, the new keys and values, the scales of narrow pages (None: not
-    given), and what follows them.
-    """
+    """The table, the far queries, the scales of narrow pages (None: not given), and what follows them."""
     refs = iter(refs)
     table = next(refs) if form.paged else None
     far = next(refs) if form.far else None
-    new = (next(refs), next(refs)) if form.new else None
     scales = (next(refs), next(refs)) if form.narrow else None
-    return table, far, new, scales, tuple(refs)
+    return table, far, scales, tuple(refs)
 
 
 def worker_of(form: Form):

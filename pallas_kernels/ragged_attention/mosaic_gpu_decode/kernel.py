@@ -9,7 +9,6 @@ from jax import lax
 
 from pallas_kernels.ragged_attention.mosaic_gpu_decode import split
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import (
-    TILE,
     WGMMA,
     Form,
     given_of,
@@ -19,17 +18,17 @@ from pallas_kernels.ragged_attention.mosaic_gpu_decode.form import (
     wrapped,
 )
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.merge import merge_ranges
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.pair import Pair, nothing
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.pair import Pair
 from pallas_kernels.ragged_attention.mosaic_gpu_decode.ring import Ring
-from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import load_rows, store_rows
+from pallas_kernels.ragged_attention.mosaic_gpu_decode.rows import store_rows
 
 
 def read(form: Form, ranges, rows, q, k_pages, v_pages, *rest):
-    """The kernel. ranges [workers, 16], rows [B, 8], q [B, N, H]; then the table, q_far, new keys and
-    values and scales if there are any; out [B, N, H], pieces [workers, 2, ...] (0: of a pair that goes on
+    """The kernel. ranges [workers, 16], rows [B, 8], q as `Pair.of` has it; then the table, q_far and
+    scales if there are any; out [B, N, H], pieces [workers, 2, ...] (0: of a pair that goes on
     after the range, 1: of one that began before), stats [workers, 2, 2 (max, sum), ...].
     """
-    table, far, new, scales, rest = given_of(form, rest)
+    table, far, scales, rest = given_of(form, rest)
     out, pieces, stats, *scratch = rest
     wg, worker = worker_of(form)
     fields = [ranges[worker, i] for i in range(split.RANGE_FIELDS + split.LENGTH + 1)]
@@ -50,16 +49,8 @@ def read(form: Form, ranges, rows, q, k_pages, v_pages, *rest):
         row, head, number, shape = here
         many = jnp.minimum(total - done, shape[split.COUNT] - number)
         mine = pl.ds(head * form.G, form.G)
-        query = load_rows(q.at[row, mine], (TILE, form.H), WGMMA, interpret=form.interpret)
-        block_of = Pair(
-            form, ring, row, head, shape,
-            far=None if far is None else far.at[row, mine],
-            new=None if new is None else tuple(x.at[row, head] for x in new),
-        )  # fmt: skip
-        start = nothing(form)
-        if new is not None:
-            has_new = (number == 0) & (shape[split.LENGTH] > 0)
-            start = lax.cond(has_new, lambda: block_of.begin(query), lambda: start)
+        block_of = Pair.of(form, ring, q, far, row, head, shape)
+        query, start = block_of.begin(number == 0)
 
         def block(i, carry):
             *carry, ahead = carry

@@ -49,7 +49,7 @@ def _tiles(shape: tuple[int, ...], dtype):
 
 def _ranges(ranges, rows, q, k_pages, v_pages, given, *, form: Form, stages: list, interpret):
     blocks = form.blocks
-    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    out = jax.ShapeDtypeStruct((form.B, form.N, form.H), q.dtype)
     grid: dict[str, Any] = dict(
         grid=(blocks.processors,), grid_names=("processor",),
         num_threads=blocks.warpgroups, thread_name="wg", interpret=interpret,

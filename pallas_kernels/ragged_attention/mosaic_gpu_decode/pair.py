@@ -35,15 +35,26 @@ def nothing(form: Form):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A row's query heads of one kv head. far [G, H], new (key [H], value [H]): in memory, or None."""
+    """A row's query heads of one kv head. q, far [G, H], new (key [H], value [H]): in memory, or None."""
 
     form: Form
     ring: Ring
     row: Any
     head: Any
     shape: tuple[Any, ...]
+    q: Any
     far: Any
     new: Any
+
+    @classmethod
+    def of(cls, form: Form, ring: Ring, q, far, row, head, shape) -> "Pair":
+        """q [B, N, H], followed in axis 1 by the K new keys and K new values if form.new: what comes
+        before the kernel (rope) is then one fusion of XLA's in place of two.
+        """
+        mine = pl.ds(head * form.G, form.G)
+        new = (q.at[row, form.N + head], q.at[row, form.N + form.K + head]) if form.new else None
+        far = None if far is None else far.at[row, mine]
+        return cls(form, ring, row, head, shape, q.at[row, mine], far, new)
 
     def see(self, query, place, first, acc, m, weight):
         """The block of slots from `first` on, in stage `place`: online softmax -> acc, m, weight."""
@@ -68,7 +79,17 @@ class Pair:
         p16 = p.astype(query.dtype)
         return acc * spread(kept, acc.shape) + product(form, p16, values), new, weight
 
-    def begin(self, query):
+    def begin(self, newest):
+        """The query, and what its softmax starts from; where `newest`, with the new position, if the
+        row has one.
+        """
+        query, start = self._rows(self.q), nothing(self.form)
+        if self.new is None:
+            return query, start
+        has_new = newest & (self.shape[split.LENGTH] > 0)
+        return query, lax.cond(has_new, lambda: self._newest(query), lambda: start)
+
+    def _newest(self, query):
         """The new key and value: into their page, and as what the softmax starts from."""
         form, columns = self.form, WGMMA.reduce(0)
         slot = newest(form, self.shape)
@@ -77,7 +98,7 @@ class Pair:
         for pages, x in zip(self.ring.pages, (key, value), strict=True):
             store_rows(pages.at[page, self.head, offset], x, columns, interpret=form.interpret)
         if self.far is not None:
-            query = lax.cond(slot < form.sinks, self._far_query, lambda: query)
+            query = lax.cond(slot < form.sinks, lambda: self._rows(self.far), lambda: query)
 
         def over_rows(x):
             return lax.broadcast_in_dim(x.astype(jnp.float32), (TILE, form.H), [1])
@@ -86,9 +107,8 @@ class Pair:
         one = plgpu.layout_cast(jnp.full((TILE,), 1.0, jnp.float32), WGMMA.reduce(1))
         return over_rows(value), score, one
 
-    def _far_query(self):
-        shape = (TILE, self.form.H)
-        return load_rows(self.far, shape, WGMMA, interpret=self.form.interpret)
+    def _rows(self, heads):
+        return load_rows(heads, (TILE, self.form.H), WGMMA, interpret=self.form.interpret)
 
     def _widened(self, which, stage, place):
         """Keys (which 0) or values (1) of a stage as the tensor cores take them, and their scales."""
@@ -116,7 +136,7 @@ class Pair:
         form = self.form
         slot = plgpu.broadcasted_iota(jnp.int32, s.shape, 1, layout=WGMMA) + first
         if self.far is not None:
-            far = self._scores(self._far_query(), keys, scale)
+            far = self._scores(self._rows(self.far), keys, scale)
             s = jnp.where(slot < form.sinks, far, s)
         return jnp.where(seen_in(form, slot, self.shape), s, -jnp.inf)
 
